@@ -1,0 +1,1 @@
+"""A Hub on your disk, spoken to by the stock huggingface_hub client through HF_ENDPOINT."""
