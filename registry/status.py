@@ -1,0 +1,85 @@
+"""Inaction is explained: a subscription's state and one sentence why, derived, never stored."""
+
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry.models import Port, Release, Subscription
+
+# What a change is called in `Release.change` when it moves no weights and asks nothing of anybody.
+QUIET = ("nothing", "metadata")
+
+
+@dataclass(frozen=True)
+class Status:
+    patch: str
+    follows: str
+    to: str
+    form: str
+    state: str
+    reason: str
+    port: str | None
+    url: str | None
+
+    def to_dict(self) -> dict[str, str | None]:
+        return asdict(self)
+
+
+def status(session: Session, subscription: Subscription) -> Status:
+    """Where `subscription` stands: the newest release that moved weights, or why there is none."""
+    patch, base = subscription.patch, subscription.base
+    port, state, reason = _state(session, subscription)
+    return Status(
+        patch=f"{patch.repo}@{patch.sha[:7]}",
+        follows=f"{base.repo}@{base.ref}",
+        to=subscription.to_repo,
+        form=subscription.form,
+        state=state,
+        reason=reason,
+        port=port.key if port else None,
+        url=port.url if port else None,
+    )
+
+
+def _state(session: Session, subscription: Subscription) -> tuple[Port | None, str, str]:
+    base = subscription.base
+    if base.problem is not None:
+        return None, "blocked", base.problem
+    releases = list(
+        session.scalars(
+            select(Release)
+            .where(Release.base == base, Release.seen_at >= subscription.created_at)
+            .order_by(Release.id)
+        )
+    )
+    if releases and releases[-1].change is None:
+        return None, "classifying", f"{base.repo} moved to {releases[-1].sha[:7]}; looking at it."
+    loud = [release for release in releases if release.change not in QUIET]
+    if not loud:
+        return None, "up to date", _quiet(subscription, releases)
+    port = session.scalar(
+        select(Port)
+        .where(Port.subscription == subscription, Port.release_id.in_(r.id for r in loud))
+        .order_by(Port.release_id.desc(), Port.created_at.desc())
+    )
+    if port is None:
+        return None, "skipped", f"{base.repo}@{loud[-1].sha[:7]}: {loud[-1].reason}"
+    reason = port.reason
+    if releases[-1] is not loud[-1]:
+        reason += f" Since then: {releases[-1].reason}"
+    return port, port.state, reason
+
+
+def _quiet(subscription: Subscription, releases: list[Release]) -> str:
+    base, patch = subscription.base, subscription.patch
+    if releases:
+        return f"{base.repo}@{releases[-1].sha[:7]}: {releases[-1].reason}"
+    sentence = f"{base.repo} has not moved since {base.head_sha[:7]}"
+    if (base.repo, subscription.from_sha) != (patch.base_repo, patch.base_sha):
+        return (
+            f"{sentence}, where it stood at subscription; the patch was trained on "
+            f"{patch.base_repo}@{patch.base_sha[:7]}, so to have it on the present one, run: "
+            f"portllm port {base.repo} {patch.repo} --out DIR"
+        )
+    return f"{sentence}, the revision that the patch was trained on."
