@@ -1,0 +1,41 @@
+"""`portllm`: one command. Data goes to stdout, messages to stderr.
+
+Exit codes: 0 done, 1 our bug, 2 wrong usage, 3 refused (said why), 4 Hub or network.
+"""
+
+import logging
+import sys
+
+import typer
+
+from bot.cli import demo, hub, patches, ports, running, subscriptions
+from bot.cli.output import console, message
+from porting.errors import PortllmError
+
+app = typer.Typer(
+    name="portllm",
+    help="Keep every fine-tune alive when its base model moves.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ports.add_to(app)
+app.add_typer(patches.app, name="patch", rich_help_panel="Keep patches up to date")
+subscriptions.add_to(app)
+app.add_typer(running.app, name="bot", rich_help_panel="Keep patches up to date")
+app.add_typer(hub.app, name="hub", rich_help_panel="Try it out")
+demo.add_to(app)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("portllm").setLevel(logging.INFO)
+    try:
+        app()
+    except PortllmError as error:
+        message(f"[red]portllm:[/red] {error}" if console.is_terminal else f"portllm: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        message("Interrupted.")
+        sys.exit(130)

@@ -1,0 +1,44 @@
+"""How commands speak: data on stdout (a table, or JSON with --json), messages on stderr."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_data = Console(highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
+
+
+def message(text: str) -> None:
+    console.print(text, markup=console.is_terminal)
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not _data.is_terminal:
+        for row in (headings, *rows):
+            print("\t".join(str(cell) for cell in row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    _data.print(table)
+
+
+def print_fields(fields: dict[str, object]) -> None:
+    """One `name  value` line each."""
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        print(f"{name:<{width}}  {value}")

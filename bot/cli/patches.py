@@ -1,0 +1,90 @@
+"""`portllm patch`: the patches that the registry knows."""
+
+from typing import Annotated
+
+import typer
+from sqlalchemy import select
+
+from bot.address import parse_repo
+from bot.cli.output import Json, message, print_fields, print_json, print_table
+from bot.cli.sources import open_context
+from bot.register import register
+from registry.models import Patch
+from registry.records import find_patch
+
+app = typer.Typer(help="Record the patches to be kept alive.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="PATCH", help="namespace/name[@revision] on the Hub.")]
+
+
+@app.command(no_args_is_help=True)
+def add(
+    patch: Name,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base it was trained on, as namespace/name@revision: asked for where the "
+            "patch's own config does not name a commit."
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Record a patch at its present commit, with the base commit it was trained on.
+
+    Example: portllm patch add me/tickets-lora --base HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f
+    """
+    record = register(open_context(), parse_repo(patch), parse_repo(base) if base else None)
+    if json_:
+        print_json(facts(record))
+        return
+    print_fields(facts(record))
+    message(
+        f"Next: portllm subscribe {record.repo} --follow {record.base_repo} --to NAMESPACE/NAME"
+    )
+
+
+@app.command("list")
+def list_(json_: Json = False) -> None:
+    """List the recorded patches.
+
+    Example: portllm patch list --json
+    """
+    with open_context().database.session() as session:
+        rows = [facts(patch) for patch in session.scalars(select(Patch).order_by(Patch.id))]
+    if json_:
+        print_json(rows)
+        return
+    print_table(
+        ("patch", "kind", "trained on", "evaluation"),
+        [(row["patch"], row["kind"], row["trained_on"], row["evaluation"]) for row in rows],
+    )
+    if not rows:
+        message("No patch is recorded yet. Next: portllm patch add NAMESPACE/NAME")
+
+
+@app.command(no_args_is_help=True)
+def show(patch: Name, json_: Json = False) -> None:
+    """Show what is recorded of a patch.
+
+    Example: portllm patch show me/tickets-lora
+    """
+    address = parse_repo(patch)
+    with open_context().database.session() as session:
+        record = find_patch(session, address.repo, address.revision)
+        shown = facts(record) | {"evaluation": record.evaluation}
+    if json_:
+        print_json(shown)
+        return
+    print_fields(shown)
+
+
+def facts(patch: Patch) -> dict[str, object]:
+    return {
+        "patch": f"{patch.repo}@{patch.sha}",
+        "kind": patch.kind,
+        "class": patch.portability,
+        "trained_on": f"{patch.base_repo}@{patch.base_sha}",
+        "license": patch.license,
+        "evaluation": patch.evaluation["name"] if patch.evaluation else None,
+        "added_at": patch.added_at.isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,24 @@
+"""From what a user typed to something that can be read: a folder, or a repo at one commit."""
+
+from pathlib import Path
+
+from bot.address import parse
+from bot.context import Context
+from bot.hub import Hub, HubRepo
+from bot.settings import Settings
+from porting import Folder
+from registry.database import Database
+
+
+def open_context() -> Context:
+    settings = Settings()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    return Context(Hub(), Database(settings.registry_url), settings)
+
+
+def open_source(text: str, hub: Hub) -> Folder | HubRepo:
+    """`text` as a source; a ref is resolved to the commit it stands for now."""
+    address = parse(text)
+    if isinstance(address, Path):
+        return Folder(address)
+    return HubRepo(hub, address.repo, hub.head(address.repo, address.revision or "main"))

@@ -1,0 +1,141 @@
+"""`portllm subscribe`, `unsubscribe`, `status` and `ports`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from sqlalchemy import select
+
+from bot.address import parse_repo
+from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.sources import open_context
+from porting.errors import UsageError
+from registry import records
+from registry.models import Port
+from registry.status import status as status_of
+
+PANEL = "Keep patches up to date"
+
+
+class Form(StrEnum):
+    ADAPTER = "adapter"
+    MERGED = "merged"
+    BOTH = "both"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(rich_help_panel=PANEL, no_args_is_help=True)(subscribe)
+    app.command(rich_help_panel=PANEL, no_args_is_help=True)(unsubscribe)
+    app.command(rich_help_panel=PANEL)(status)
+    app.command(rich_help_panel=PANEL)(ports)
+
+
+def subscribe(
+    patch: Annotated[str, typer.Argument(help="A recorded patch: namespace/name[@revision].")],
+    follow: Annotated[str, typer.Option(help="The base to follow: namespace/name (its main).")],
+    to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
+    as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,
+    json_: Json = False,
+) -> None:
+    """Keep a patch alive on a base: from now on, each new revision gets a port.
+
+    Example: portllm subscribe me/tickets-lora --follow HuggingFaceTB/SmolLM2-135M-Instruct
+    --to me/tickets-lora-ported
+    """
+    context = open_context()
+    address, base, target = parse_repo(patch), parse_repo(follow), parse_repo(to)
+    if base.revision not in (None, "main") or target.revision is not None:
+        raise UsageError("--follow watches the main branch and --to is a repo: leave out the @.")
+    if target.repo in (address.repo, base.repo):
+        raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
+    head = context.hub.head(base.repo)
+    with context.database.session() as session:
+        subscription = records.subscribe(
+            session,
+            records.find_patch(session, address.repo, address.revision),
+            records.follow(session, base.repo, "main", head),
+            target.repo,
+            as_.value,
+        )
+        shown = status_of(session, subscription)
+    if json_:
+        print_json(shown.to_dict())
+        return
+    print_table(("patch", "follows", "to", "as"), [(shown.patch, shown.follows, shown.to, as_)])
+    message("Next: portllm bot run")
+
+
+def unsubscribe(
+    patch: Annotated[str, typer.Argument(help="The patch: namespace/name.")],
+    to: Annotated[str | None, typer.Option(help="Only the subscription to this repo.")] = None,
+    json_: Json = False,
+) -> None:
+    """End a patch's subscriptions. What was published stays.
+
+    Example: portllm unsubscribe me/tickets-lora
+    """
+    with open_context().database.session() as session:
+        ended = records.unsubscribe(session, parse_repo(patch).repo, to)
+        rows = [(s.patch.repo, s.base.repo, s.to_repo) for s in ended]
+    if json_:
+        print_json([{"patch": p, "followed": base, "to": target} for p, base, target in rows])
+        return
+    print_table(("patch", "followed", "to"), rows)
+
+
+def status(json_: Json = False) -> None:
+    """Every subscription: its state, and one sentence why.
+
+    Example: portllm status --json
+    """
+    with open_context().database.session() as session:
+        rows = [status_of(session, sub) for sub in records.active_subscriptions(session)]
+    if json_:
+        print_json([row.to_dict() for row in rows])
+        return
+    print_table(
+        ("patch", "follows", "to", "state", "why"),
+        [(row.patch, row.follows, row.to, row.state, row.reason) for row in rows],
+    )
+    if not rows:
+        message("Nothing is subscribed yet. Next: portllm subscribe --help")
+
+
+def ports(json_: Json = False) -> None:
+    """Every port that was begun: patch, release, state, where it is.
+
+    Example: portllm ports
+    """
+    with open_context().database.session() as session:
+        rows = [
+            {
+                "port": port.key,
+                "patch": f"{port.subscription.patch.repo}@{port.subscription.patch.sha}",
+                "release": f"{port.release.base.repo}@{port.release.sha}",
+                "state": port.state,
+                "step": port.step,
+                "reason": port.reason,
+                "url": port.url,
+                "published_sha": port.published_sha,
+                "evidence": port.evidence,
+                "created_at": port.created_at.isoformat(timespec="seconds"),
+                "updated_at": port.updated_at.isoformat(timespec="seconds"),
+            }
+            for port in session.scalars(select(Port).order_by(Port.created_at, Port.key))
+        ]
+    if json_:
+        print_json(rows)
+        return
+    print_table(
+        ("port", "patch", "release", "state", "where or why"),
+        [
+            (row["port"], _short(row["patch"]), _short(row["release"]), row["state"],
+             row["url"] or row["reason"])
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _short(address: object) -> str:
+    repo, _, sha = str(address).partition("@")
+    return f"{repo}@{sha[:7]}"

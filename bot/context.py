@@ -1,0 +1,88 @@
+"""What every step works with, and one port's particulars."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from bot.hub import Hub, HubRepo
+from bot.settings import Settings
+from registry.database import Database
+from registry.models import Port, Release, Subscription
+
+ENGINE = f"portllm {version('portllm')}"
+
+
+@dataclass(frozen=True)
+class Context:
+    hub: Hub
+    database: Database
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One port: patch x (old base -> new base) x recipe. Only shas, no refs."""
+
+    patch_repo: str
+    patch_sha: str
+    old_repo: str
+    old_sha: str
+    new_repo: str
+    new_sha: str
+    form: str
+    to_repo: str
+
+    @property
+    def key(self) -> str:
+        """The same inputs and engine give the same key, and the same bytes."""
+        recipe = json.dumps([asdict(self), ENGINE], sort_keys=True)
+        return "port-" + hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+    @property
+    def tag(self) -> str:
+        return f"base-{self.new_sha[:7]}"
+
+    def patch(self, hub: Hub) -> HubRepo:
+        return HubRepo(hub, self.patch_repo, self.patch_sha)
+
+    def old_base(self, hub: Hub) -> HubRepo:
+        return HubRepo(hub, self.old_repo, self.old_sha)
+
+    def new_base(self, hub: Hub) -> HubRepo:
+        return HubRepo(hub, self.new_repo, self.new_sha)
+
+
+def job_of(subscription: Subscription, release: Release) -> Job:
+    return Job(
+        patch_repo=subscription.patch.repo,
+        patch_sha=subscription.patch.sha,
+        old_repo=subscription.patch.base_repo,
+        old_sha=subscription.patch.base_sha,
+        new_repo=release.base.repo,
+        new_sha=release.sha,
+        form=subscription.form,
+        to_repo=subscription.to_repo,
+    )
+
+
+def load_job(database: Database, key: str) -> Job:
+    with database.session() as session:
+        port = session.get_one(Port, key)
+        return job_of(port.subscription, port.release)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Where a port's parts lie on disk while it is made."""
+
+    folder: Path
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"

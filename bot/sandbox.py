@@ -1,0 +1,78 @@
+"""Runs what reads strangers' files in a process of its own: no token, no Hub, no inheritance.
+
+The child gets a job on its command line and answers in JSON lines: `{"progress": ...}` while it
+works, `{"result": ...}` or `{"refused": ...}` at the end. It ends itself when its standard input
+closes, so that it never outlives a bot that was killed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from porting.errors import PortllmError, Refused
+
+KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT")
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Report` that tells nobody."""
+
+
+def run(job: dict[str, Any], report: Report = silent) -> Any:
+    """The result of `bot.compute` on `job`.
+
+    Raises:
+        Refused: the job's inputs are refused.
+        PortllmError: the process failed; the message ends with its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="portllm-") as scratch:
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment |= {
+            "HOME": scratch,
+            "HF_HOME": scratch,
+            "TMPDIR": scratch,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "bot.compute", json.dumps(job)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                text=True,
+            ) as child,
+        ):
+            assert child.stdout is not None
+            for line in child.stdout:
+                message = _parse(line)
+                if "progress" in message:
+                    report(*message["progress"])
+                elif "result" in message:
+                    return message["result"]
+                elif "refused" in message:
+                    raise Refused(message["refused"])
+            child.wait()
+            errors.seek(max(0, errors.tell() - 2000))
+            words = errors.read().decode("utf-8", "replace").strip()
+    raise PortllmError(f"The computing process ended with {child.returncode}: {words[-1500:]}")
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """A message of the child; anything a library printed is no message."""
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return message if isinstance(message, dict) else {}

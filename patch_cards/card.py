@@ -1,0 +1,104 @@
+"""The model card of a port. What an owner wrote outside the markers survives every push.
+
+Metadata follows the Hub's model card specification: `base_model` and `base_model_relation` are
+what the Hub builds its model tree from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from porting.errors import Refused
+
+BEGIN = "<!-- portllm:begin: generated, replaced at every port; write outside of it -->"
+END = "<!-- portllm:end -->"
+FENCE = "---\n"
+
+_templates = Environment(
+    loader=PackageLoader("patch_cards"),
+    undefined=StrictUndefined,
+    autoescape=False,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_templates.filters["percent"] = lambda share: f"{100 * share:.1f}"
+_templates.filters["points"] = lambda share: f"{100 * share:+.1f}"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything a port's card shows. `evidence` is `bot.judge.Evidence` as plain data."""
+
+    repo: str
+    form: str
+    tag: str
+    patch_repo: str
+    patch_sha: str
+    old_repo: str
+    old_sha: str
+    new_repo: str
+    new_sha: str
+    license: str | None
+    pipeline_tag: str | None
+    engine: str
+    files: dict[str, str]
+    verdict: dict[str, Any]
+    evidence: dict[str, Any] | None
+    prompt: str | None
+
+
+def render(facts: CardFacts, existing: str | None = None) -> str:
+    """The whole README.md: generated metadata and part, around what `existing` already says."""
+    metadata, body = _split(existing or "")
+    metadata |= _metadata(facts, metadata.get("tags"))
+    generated = _templates.get_template("port.md.j2").render(facts=facts)
+    body = _insert(body, f"{BEGIN}\n{generated}{END}")
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"{FENCE}{head}{FENCE}{body}"
+
+
+def _metadata(facts: CardFacts, owners_tags: Any) -> dict[str, Any]:
+    adapter = facts.form == "adapter"
+    ours = ["portllm", "lora", facts.tag]
+    others = owners_tags if isinstance(owners_tags, list) else []
+    kept = [tag for tag in others if tag not in ours and not str(tag).startswith("base-")]
+    metadata: dict[str, Any] = {
+        "base_model": facts.new_repo,
+        "base_model_relation": "adapter" if adapter else "finetune",
+        "library_name": "peft" if adapter else "transformers",
+        "tags": ours + kept,
+    }
+    if facts.license:
+        metadata["license"] = facts.license
+    if facts.pipeline_tag:
+        metadata["pipeline_tag"] = facts.pipeline_tag
+    return metadata
+
+
+def _split(text: str) -> tuple[dict[str, Any], str]:
+    """The YAML block of a card, and what follows it to the byte."""
+    if not text.startswith(FENCE):
+        return {}, text
+    head, fence, body = text[len(FENCE) :].partition("\n" + FENCE)
+    if not fence:
+        return {}, text
+    try:
+        metadata = yaml.safe_load(head)
+    except yaml.YAMLError as error:
+        raise Refused(
+            f"README.md: its metadata is no YAML, so it can't be kept: {error}"
+        ) from error
+    return (metadata if isinstance(metadata, dict) else {}), body
+
+
+def _insert(body: str, generated: str) -> str:
+    before, begin, rest = body.partition(BEGIN)
+    if begin:
+        _, end, after = rest.partition(END)
+        if not end:
+            raise Refused(f"README.md: {END} is missing, so what is the owner's can't be told.")
+        return before + generated + after
+    return f"{body.rstrip()}\n\n{generated}\n" if body.strip() else f"\n{generated}\n"

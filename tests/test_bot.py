@@ -1,0 +1,135 @@
+"""The main job, end to end: commands as a user types them, against the local Hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
+from transformers import AutoModelForCausalLM
+
+from localhub.server import Server
+from tests.tiny import load, load_adapted, save_base, save_tokenizer
+from tests.world import BASE, ITEMS, PATCH, PORTED, World
+
+
+@pytest.fixture
+def world(hub: Server, tmp_path: Path) -> Iterator[World]:
+    yield World(hub, tmp_path)
+
+
+def test_a_base_moves_and_the_port_is_on_the_hub(world: World) -> None:
+    world.subscribed()
+    assert world.json("status")[0]["state"] == "up to date"
+
+    world.api.upload_file(path_or_fileobj=b"# New words", path_in_repo="README.md", repo_id=BASE)
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "up to date" and "README.md" in status["reason"]
+    assert world.json("ports") == []
+
+    new_sha = world.drift()
+    world.portllm("bot", "run", "--once")
+    (status,), (port,) = world.json("status"), world.json("ports")
+    assert status["state"] == port["state"] == "published", port["reason"]
+    assert port["evidence"]["arms"]["port"]["accuracy"] > 0.9
+    assert port["evidence"]["arms"]["new"]["accuracy"] < 0.1
+    assert port["evidence"]["items"] == ITEMS
+
+    _check_repo(world, new_sha, port)
+    _check_weights(world)
+
+    before = world.commits(PORTED)
+    world.portllm("bot", "run", "--once")
+    assert world.commits(PORTED) == before and len(world.json("ports")) == 1
+    assert len(before) == 2  # the repo's own first commit, and the port
+
+
+def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
+    tags = {tag.name: tag.target_commit for tag in world.api.list_repo_refs(PORTED).tags}
+    assert tags == {f"base-{new_sha[:7]}": port["published_sha"]}
+    info = world.api.model_info(PORTED)
+    assert info.sha == port["published_sha"]
+    assert {f"base_model:{BASE}", f"base_model:finetune:{BASE}", "portllm"} <= set(info.tags)
+    endpoint = {"endpoint": world.server.endpoint, "token": world.api.token}
+    lock = json.loads(Path(hf_hub_download(PORTED, "portllm.lock.json", **endpoint)).read_text())
+    assert lock["new_base"] == {"repo": BASE, "sha": new_sha}
+    assert lock["old_base"] == {"repo": BASE, "sha": world.base_sha}
+    stored = {
+        entry.path: entry.lfs.sha256
+        for entry in world.api.list_repo_tree(PORTED, recursive=True)
+        if getattr(entry, "lfs", None)
+    }
+    assert stored and stored.items() <= lock["files"].items()
+    card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
+    assert card.data.base_model == BASE
+    assert "| new base alone | 0.0 |" in card.text and "{text} w94" in card.text
+
+
+def _check_weights(world: World) -> None:
+    folder = snapshot_download(PORTED, endpoint=world.server.endpoint, token=world.api.token)
+    merged = AutoModelForCausalLM.from_pretrained(folder).eval()
+    beside = load_adapted(world.base, Path(folder) / "adapter")
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(merged(ids).logits, load(world.base)(ids).logits, atol=1e-2)
+
+
+def test_a_patch_that_harms_is_rejected_and_a_failing_hub_is_tried_again(world: World) -> None:
+    world.push_patch(golds="own", revision=world.base_sha)
+    world.portllm("patch", "add", PATCH)
+    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
+    world.drift()
+    world.server.faults.add(r"/resolve/.*/adapter_model\.safetensors", times=2, status=503)
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "rejected"
+    assert "harms the new base" in status["reason"]
+    assert not world.api.repo_exists(PORTED)
+
+
+def test_what_the_patch_was_not_made_for_is_refused_with_a_reason(world: World) -> None:
+    world.subscribed("adapter")
+    other = save_tokenizer(save_base(world.folder / "other", "gpt2"))
+    world.push(BASE, other, "Another architecture")
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "refused"
+    assert "architecture" in status["reason"] and world.base_sha[:7] in status["reason"]
+
+
+def test_without_an_evaluation_the_owner_is_asked_by_one_pull_request(world: World) -> None:
+    world.subscribed("adapter")
+    world.api.delete_folder("eval", repo_id=PATCH)
+    world.portllm("patch", "add", PATCH)
+    world.portllm("unsubscribe", PATCH)
+    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
+    world.drift()
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "asked" and "eval/portllm-eval.json" in status["reason"]
+    requests = list(world.api.get_repo_discussions(PORTED))
+    assert [request.is_pull_request for request in requests] == [True]
+    assert "adapter_model.safetensors" not in world.api.list_repo_files(PORTED)
+    files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{requests[0].num}")
+    assert {"adapter_model.safetensors", "README.md", "portllm.lock.json"} <= set(files)
+
+
+def test_a_repo_that_holds_somebodys_weights_is_not_overwritten(world: World) -> None:
+    world.subscribed("adapter")
+    world.push(PORTED, world.patch, "My own model")
+    world.drift()
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "refused" and "no port wrote" in status["reason"]
+    assert world.commits(PORTED)[0] == "My own model"
+
+
+def test_a_base_that_vanished_is_said_so(world: World) -> None:
+    world.subscribed("adapter")
+    world.api.delete_repo(BASE)
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "blocked" and "does not exist" in status["reason"]

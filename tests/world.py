@@ -1,0 +1,119 @@
+"""A small world for the bot: a Hub, a base, and a patch that does something there.
+
+The patch's items are those on which it changes the base's answer, and its own answer is the right
+one: the base alone scores 0, base + patch scores 1, and both are still so after a small drift.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from localhub.server import Server
+from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
+
+BASE, PATCH, PORTED = "vendor/base", "owner/patch", "owner/ported"
+LABELS = {"north": " w90", "south": " w91", "east": " w92", "west": " w93"}
+LABEL_IDS = [91, 92, 93, 94]
+ITEMS = 40
+
+
+class World:
+    """`api` is the vendor's and the owner's client; commands run as the owner."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        token = server.add_user("owner", orgs=("vendor",))
+        self.api = HfApi(endpoint=server.endpoint, token=token)
+        self.environment = os.environ | {
+            "HF_ENDPOINT": server.endpoint,
+            "HF_TOKEN": token,
+            "HF_HOME": str(folder / "hf"),
+            "PORTLLM_HOME": str(folder / "home"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.base = save_tokenizer(save_base(folder / "base"))
+        self.patch = save_adapter(folder / "patch", self.base, r=4, lora_alpha=8)
+        self.base_sha = self.push(BASE, self.base, "First release")
+
+    def push(self, repo: str, folder: Path, message: str) -> str:
+        self.api.create_repo(repo, exist_ok=True)
+        return self.api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).oid
+
+    def push_patch(self, golds: str = "patched", revision: str | None = None) -> str:
+        """Push the patch with an evaluation whose right answers are `patched` or the base's own."""
+        config = self.patch / "adapter_config.json"
+        pinned = {"base_model_name_or_path": BASE, "revision": revision}
+        config.write_text(json.dumps(json.loads(config.read_text()) | pinned))
+        write_evaluation(self.patch, self.base, golds)
+        return self.push(PATCH, self.patch, "A patch")
+
+    def subscribed(self, form: str = "both") -> "World":
+        """The patch recorded, pinned to the base, and subscribed."""
+        self.push_patch(revision=self.base_sha)
+        self.portllm("patch", "add", PATCH)
+        self.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED, "--as", form)
+        return self
+
+    def drift(self, seed: int = 1) -> str:
+        """A new release: every weight moved a little."""
+        file = self.base / "model.safetensors"
+        weights = load_file(file)
+        torch.manual_seed(seed)
+        moved = {name: w + 1e-3 * torch.randn(w.shape) for name, w in weights.items()}
+        save_file(moved, file, metadata={"format": "pt"})
+        return self.push(BASE, self.base, "Better weights")
+
+    def portllm(
+        self, *arguments: str, code: int = 0, script: str = "-m bot.cli"
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *script.split(), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr[-3000:]}"
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.portllm(*arguments, "--json").stdout)
+
+    def commits(self, repo: str) -> list[str]:
+        return [commit.title for commit in self.api.list_repo_commits(repo)]
+
+
+def write_evaluation(patch: Path, base: Path, golds: str) -> None:
+    plain, adapted = load(base), load_adapted(base, patch)
+    draw, items = random.Random(0), []
+    while len(items) < ITEMS:
+        words = [draw.randrange(90) for _ in range(6)]
+        ids = torch.tensor([[word + 1 for word in words] + [95]])
+        own, patched = (_answer(model, ids) for model in (plain, adapted))
+        if own != patched:
+            text = " ".join(f"w{word}" for word in words)
+            items.append({"text": text, "side": patched if golds == "patched" else own})
+    spec = {
+        "name": "sides",
+        "items": "items.jsonl",
+        "prompt": "{text} w94",
+        "input_fields": ["text"],
+        "label_field": "side",
+        "labels": LABELS,
+    }
+    (patch / "eval").mkdir(exist_ok=True)
+    (patch / "eval/portllm-eval.json").write_text(json.dumps(spec))
+    (patch / "eval/items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+@torch.no_grad()
+def _answer(model: torch.nn.Module, ids: torch.Tensor) -> str:
+    return list(LABELS)[int(model(ids).logits[0, -1, LABEL_IDS].argmax())]
