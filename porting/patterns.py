@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import regex  # type: ignore[import-untyped]  # it ships no types; `re` has no timeout
+import regex
 
 from porting.errors import Refused
 
