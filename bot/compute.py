@@ -1,6 +1,7 @@
 """The process that reads strangers' files: `python -m bot.compute JOB`. Started by `bot.sandbox`.
 
-It has no token and no network, takes local folders, and writes only where the job says.
+It is given no token, is told to stay offline, takes local folders, and writes only where the job
+says.
 """
 
 import json

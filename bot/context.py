@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,8 +23,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Job:
-    """One port: patch x (old base -> new base) x recipe. Only shas, no refs."""
+    """One port: patch x (old base -> new base) x recipe. Only shas, no refs.
 
+    Kept with the port from its first moment, so that nothing that changes later changes it.
+    """
+
+    key: str
     patch_repo: str
     patch_sha: str
     old_repo: str
@@ -33,12 +37,6 @@ class Job:
     new_sha: str
     form: str
     to_repo: str
-
-    @property
-    def key(self) -> str:
-        """The same inputs and engine give the same key, and the same bytes."""
-        recipe = json.dumps([asdict(self), ENGINE], sort_keys=True)
-        return "port-" + hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     @property
     def tag(self) -> str:
@@ -55,22 +53,24 @@ class Job:
 
 
 def job_of(subscription: Subscription, release: Release) -> Job:
-    return Job(
-        patch_repo=subscription.patch.repo,
-        patch_sha=subscription.patch.sha,
-        old_repo=subscription.patch.base_repo,
-        old_sha=subscription.patch.base_sha,
-        new_repo=release.base.repo,
-        new_sha=release.sha,
-        form=subscription.form,
-        to_repo=subscription.to_repo,
-    )
+    """The job of this port. The same inputs and engine give the same key, and the same bytes."""
+    inputs = {
+        "patch_repo": subscription.patch.repo,
+        "patch_sha": subscription.patch.sha,
+        "old_repo": subscription.patch.base_repo,
+        "old_sha": subscription.patch.base_sha,
+        "new_repo": release.base.repo,
+        "new_sha": release.sha,
+        "form": subscription.form,
+        "to_repo": subscription.to_repo,
+    }
+    digest = hashlib.sha256(json.dumps([inputs, ENGINE], sort_keys=True).encode()).hexdigest()
+    return Job(key=f"port-{digest[:16]}", **inputs)
 
 
 def load_job(database: Database, key: str) -> Job:
     with database.session() as session:
-        port = session.get_one(Port, key)
-        return job_of(port.subscription, port.release)
+        return Job(**session.get_one(Port, key).job)
 
 
 @dataclass(frozen=True)

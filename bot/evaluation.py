@@ -34,7 +34,7 @@ class EvaluationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-    items: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")]
+    items: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,93}\.jsonl$")]
     prompt: Text
     input_fields: Annotated[list[Text], Field(min_length=1)]
     label_field: Text
@@ -45,6 +45,8 @@ class EvaluationSpec(BaseModel):
         used = set(FIELD.findall(self.prompt))
         if used != set(self.input_fields):
             raise ValueError(f"prompt uses {sorted(used)}, input_fields are {self.input_fields}")
+        if "<!--" in self.prompt or "```" in self.prompt:
+            raise ValueError("a prompt with <!-- or ``` could not be shown on a card")
         return self
 
 
@@ -84,7 +86,7 @@ def read_evaluation(patch: Source) -> Evaluation | None:
     content = _read(patch, path)
     labels = list(spec.labels)
     queries, golds = [], []
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), start=1):
         if not line.strip():
             continue
         query, label = _item(line, spec, f"{patch.name}: {path}: line {number}")
@@ -102,8 +104,9 @@ def read_evaluation(patch: Source) -> Evaluation | None:
 def _item(line: str, spec: EvaluationSpec, where: str) -> tuple[str, str]:
     try:
         item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise Refused(f"{where} is not JSON: {error.msg}.") from error
+        json.dumps(item, ensure_ascii=False).encode()  # refuses half a character, as "\ud800"
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{where} is not JSON: {error}.") from error
     if not isinstance(item, dict):
         raise Refused(f"{where} is no JSON object.")
     for field in (*spec.input_fields, spec.label_field):

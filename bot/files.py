@@ -1,5 +1,6 @@
 """Which files of a base and of a patch are fetched: what loads, what is judged, nothing else."""
 
+from bot.evaluation import LARGEST, SPEC
 from porting import FileEntry, Source, read_layout
 from porting.files import TRAVEL, matches
 
@@ -17,9 +18,11 @@ def base_files(base: Source) -> dict[str, FileEntry]:
 
 def patch_files(patch: Source) -> dict[str, FileEntry]:
     """The adapter, its tokenizer if it has one, and its evaluation."""
-    adapter = ("adapter_config.json", "adapter_model.safetensors")
+    adapter = ("adapter_config.json", "adapter_model.safetensors", SPEC)
     return {
         name: entry
         for name, entry in patch.files().items()
-        if name in adapter or matches(name, TRAVEL) or name.startswith("eval/")
+        if name in adapter
+        or matches(name, TRAVEL)
+        or (name.startswith("eval/") and name.endswith(".jsonl") and entry.size <= LARGEST)
     }

@@ -29,7 +29,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars, http_backoff, httpx
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    hf_raise_for_status,
+    http_backoff,
+    httpx,
+)
 
 from porting import FileEntry
 from porting.errors import HubError, Refused
@@ -67,7 +73,12 @@ def translated(what: str) -> Iterator[None]:
                 f"The Hub refuses {what} (HTTP {status}): {_first_line(error)}"
             ) from error
         raise HubError(f"The Hub failed on {what} (HTTP {status}): {_first_line(error)}") from error
-    except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+    except (
+        httpx.HTTPError,
+        ConnectionError,
+        TimeoutError,
+        ValueError,
+    ) as error:  # no answer of a Hub
         raise HubError(f"The Hub can't be reached for {what}: {_first_line(error)}") from error
 
 
@@ -157,9 +168,10 @@ class Hub:
         return None
 
     def pull_request_with(self, repo: str, title: str) -> str | None:
-        """The address of the pull request called `title`, in whatever state, if there is one."""
+        """The address of our own pull request called `title`, in whatever state, if there is one."""
         with translated(repo):
-            for discussion in self.api.get_repo_discussions(repo):
+            me = self.api.whoami()["name"]
+            for discussion in self.api.get_repo_discussions(repo, author=me):
                 if discussion.is_pull_request and discussion.title == title:
                     return discussion.url
         return None
@@ -241,8 +253,7 @@ class HubRepo:
         headers["Accept-Encoding"] = "identity"
         with translated(what):
             response = http_backoff("GET", url, headers=headers, follow_redirects=True)
-            if response.status_code not in (200, 206):
-                raise HubError(f"The Hub failed on {what} (HTTP {response.status_code}).")
+            hf_raise_for_status(response)
         content: bytes = response.content
         if response.status_code == 200:
             content = content[start:end]

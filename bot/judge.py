@@ -14,6 +14,7 @@ from scipy.stats import binomtest, bootstrap
 from bot.arms import ARMS
 
 MARGIN = 0.10  # a loss against old base + patch up to this is borne: the base has moved, after all
+FEWEST = 20  # items; below, a bootstrap interval is narrower than what is known
 
 
 class Arm(BaseModel):
@@ -65,6 +66,11 @@ def judge(evidence: Evidence) -> Verdict:
     gain, change = evidence.gain, evidence.change
     gained = f"{_points(gain)} against the new base alone"
     kept = f"{_points(change)} against the old base with the patch"
+    if evidence.items < FEWEST:
+        return Verdict(
+            action="ask",
+            reason=f"Only {evidence.items} items, fewer than {FEWEST}: {gained}, and {kept}.",
+        )
     if gain.high < 0:
         return Verdict(action="reject", reason=f"The patch harms the new base: {gained}.")
     if change.high < -MARGIN:
@@ -90,7 +96,15 @@ def _arm(result: "np.ndarray[Any, np.dtype[np.float64]]") -> Arm:
 
 
 def _difference(paired: "np.ndarray[Any, np.dtype[np.float64]]") -> Difference:
-    drawn = bootstrap((paired,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    if paired.size < 2:
+        return Difference(mean=float(paired.mean()), low=-1.0, high=1.0)
+    drawn = bootstrap(
+        (paired,),
+        np.mean,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        batch=100,  # not all resamples in memory at once
+    )
     low, high = drawn.confidence_interval
     return Difference(mean=float(paired.mean()), low=float(low), high=float(high))
 

@@ -1,11 +1,15 @@
 """Step 2 of a port: fetch what is needed and make the artefact, in the sandbox."""
 
+import re
 import shutil
 from typing import Any
 
 from bot import sandbox
 from bot.context import Artefact, Context, Job
 from bot.files import base_files, patch_files
+from porting.errors import PortllmError
+
+PART = re.compile(r"(merged|adapter)/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def make(context: Context, job: Job, report: sandbox.Report) -> dict[str, str]:
@@ -27,6 +31,9 @@ def make(context: Context, job: Job, report: sandbox.Report) -> dict[str, str]:
         report(f"fetching {job.new_repo}@{job.new_sha[:7]}, files", 0, len(files))
         order["base"] = str(context.hub.snapshot(job.new_repo, job.new_sha, files))
     digests: dict[str, str] = sandbox.run(order, report)
+    for name in digests:
+        if not PART.fullmatch(name) or (made.folder / name).is_symlink():
+            raise PortllmError(f"The computing process answered with a path that is none: {name!r}")
     return digests
 
 

@@ -18,16 +18,34 @@ WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx")
 
 
 def check_target(hub: Hub, job: Job) -> None:
-    """Refuse a target that holds somebody's own weights: a port never replaces an original."""
+    """Refuse a target that is not this patch's: a port never replaces anything but a port of it.
+
+    A target that everybody can read is refused where an input is private or gated.
+    """
     if not hub.exists(job.to_repo):
         return
-    target = HubRepo(hub, job.to_repo, hub.head(job.to_repo))
+    facts = hub.facts(job.to_repo)
+    target = HubRepo(hub, job.to_repo, facts.sha)
     weights = [name for name in target.files() if name.endswith(WEIGHTS)]
-    if weights and lock.NAME not in target.files():
+    if lock.NAME in target.files():
+        owner = lock.patch_repo(_whole(target, lock.NAME))
+        if owner != job.patch_repo:
+            raise Refused(f"{job.to_repo} holds ports of {owner}: subscribe with --to a new repo.")
+    elif weights:
         raise Refused(
             f"{job.to_repo} holds weights that no port wrote ({weights[0]}). "
             "Subscribe with --to a new repo instead."
         )
+    if _is_closed(hub, job) and not (facts.private or facts.gated):
+        raise Refused(
+            f"{job.to_repo} is public, but the base or the patch is private or gated. "
+            f"Make {job.to_repo} private or gated on the Hub."
+        )
+
+
+def _is_closed(hub: Hub, job: Job) -> bool:
+    inputs = (hub.facts(job.new_repo), hub.facts(job.patch_repo))
+    return any(facts.private or facts.gated for facts in inputs)
 
 
 def publish(
@@ -39,9 +57,9 @@ def publish(
 ) -> Published:
     """Push the artefact, its card and lock: to main, or as a pull request if the verdict asks."""
     hub, title = context.hub, f"Port to {job.new_repo}@{job.new_sha[:7]} ({job.key})"
-    new, patch = (hub.facts(r, s) for r, s in _inputs(job))
-    closed = new.private or new.gated or patch.private or patch.gated
-    hub.create(job.to_repo, private=closed)
+    new = hub.facts(job.new_repo, job.new_sha)
+    patch = hub.facts(job.patch_repo, job.patch_sha)
+    hub.create(job.to_repo, private=_is_closed(hub, job))
     check_target(hub, job)
     trailer = f"PortLLM-Port: {job.key}"
     as_pull_request = verdict.action == "ask"
@@ -69,7 +87,7 @@ def publish(
         old_sha=job.old_sha,
         new_repo=job.new_repo,
         new_sha=job.new_sha,
-        license=patch.license or new.license,
+        license=_license(job.form, new.license, patch.license),
         pipeline_tag=patch.pipeline_tag or new.pipeline_tag,
         engine=ENGINE,
         files=files,
@@ -105,8 +123,11 @@ def publish(
     return Published(sha=published.sha, url=hub.url(job.to_repo, job.tag))
 
 
-def _inputs(job: Job) -> list[tuple[str, str]]:
-    return [(job.new_repo, job.new_sha), (job.patch_repo, job.patch_sha)]
+def _license(form: str, base: str | None, patch: str | None) -> str | None:
+    """Of a merged model, both licences hold; where they differ, the Hub's word is `other`."""
+    if form == "adapter" or base is None or patch is None or base == patch:
+        return patch or base
+    return "other"
 
 
 def _parts(job: Job, digests: dict[str, str]) -> dict[str, str]:

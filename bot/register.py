@@ -41,7 +41,10 @@ def _trained_on(
     if given is not None:
         if given.revision is None:
             raise Refused(f"--base {given.repo} names no revision: add @ and a commit or a tag.")
-        return HubRepo(hub, given.repo, hub.head(given.repo, given.revision))
+        sha = hub.head(given.repo, given.revision)
+        if not sha.startswith(given.revision) and not hub.is_tag(given.repo, given.revision):
+            raise Refused(f"--base {given} names a branch, which moves: give a commit or a tag.")
+        return HubRepo(hub, given.repo, sha)
     repo, revision = adapter.base_repo, adapter.base_revision
     if repo is None:
         raise Refused(f"{name}: adapter_config.json names no base. Give it: --base REPO@REVISION")

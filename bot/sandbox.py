@@ -1,4 +1,4 @@
-"""Runs what reads strangers' files in a process of its own: no token, no Hub, no inheritance.
+"""Runs what reads strangers' files in a process of its own, without a token, told to stay offline.
 
 The child gets a job on its command line and answers in JSON lines: `{"progress": ...}` while it
 works, `{"result": ...}` or `{"refused": ...}` at the end. It ends itself when its standard input

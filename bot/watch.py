@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from dbos import DBOS
@@ -21,15 +22,15 @@ from bot.context import Context
 from bot.workflow import Bot, configure
 from porting.errors import HubError, PortllmError, UsageError
 from registry.models import Base
-from registry.records import active_subscriptions, observe, open_ports, unclassified_releases
+from registry.records import active_subscriptions, observe
 
 log = logging.getLogger("portllm")
 
 ROSTER_SECONDS = 5.0  # how soon a new subscription's base is watched
 
 
-def look(context: Context, base_id: int) -> bool:
-    """Look at one base. True if it moved to a commit never seen; a failure becomes its problem."""
+def look(context: Context, base_id: int) -> None:
+    """Look at one base, and record where it stands; a failure is recorded as its problem."""
     with context.database.session() as session:
         base = session.get_one(Base, base_id)
         repo, ref = base.repo, base.ref
@@ -40,13 +41,11 @@ def look(context: Context, base_id: int) -> bool:
         with context.database.session() as session:
             session.get_one(Base, base_id).problem = f"{error} {hint}"
         log.warning("%s@%s: %s", repo, ref, error)
-        return False
+        return
     with context.database.session() as session:
         release = observe(session, base_id, sha)
-    if release is None:
-        return False
-    log.info("%s@%s moved to %s", repo, ref, sha[:7])
-    return True
+    if release is not None:
+        log.info("%s@%s moved to %s", repo, ref, sha[:7])
 
 
 def followed(context: Context) -> list[int]:
@@ -57,11 +56,13 @@ def followed(context: Context) -> list[int]:
 
 def run_once(context: Context) -> None:
     """Look at every base once, and return when everything that follows from it is done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop())
     with _launched(context) as bot:
         for base_id in followed(context):
             look(context, base_id)
         bot.dispatch()
-        while _busy(context):
+        while bot.is_busy():
             time.sleep(0.2)
 
 
@@ -76,8 +77,8 @@ def run_forever(context: Context) -> None:
     with _launched(context) as bot:
 
         def look_and_dispatch(base_id: int) -> None:
-            if look(context, base_id):
-                bot.dispatch()
+            look(context, base_id)
+            bot.dispatch()
 
         def roster() -> None:
             wanted = {f"base-{base_id}": base_id for base_id in followed(context)}
@@ -108,15 +109,14 @@ def run_forever(context: Context) -> None:
         scheduler.start()
         log.info("Watching %d bases, each every %g s.", len(followed(context)), every)
         stop.wait()
-        log.info("Stopped. What is unfinished goes on when the bot is started again.")
-        logging.shutdown()
-        # Every step is checkpointed, so nothing is gained by waiting for one that takes minutes.
-        os._exit(0)
+        _stop()
 
 
-def _busy(context: Context) -> bool:
-    with context.database.session() as session:
-        return bool(unclassified_releases(session) or open_ports(session))
+def _stop() -> NoReturn:
+    log.info("Stopped. What is unfinished goes on when the bot is started again.")
+    logging.shutdown()
+    # Every step is checkpointed, so nothing is gained by waiting for one that takes minutes.
+    os._exit(0)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ id of a port's workflow is the port's key: however often a release is seen, it i
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID
 from dbos import error as dbos_error
 
-from bot.classify import classify_release
+from bot.classify import classify_release, subscriptions_to_port
 from bot.context import Context, Job, job_of, load_job
 from bot.judge import Evidence, Verdict, judge, unjudged
 from bot.plan import plan_port
@@ -21,24 +22,21 @@ from bot.port import make
 from bot.publish import publish
 from bot.validate import measure
 from porting.errors import HubError, Refused
-from registry.models import PortState, Release
-from registry.records import (
-    active_subscriptions,
-    create_port,
-    unclassified_releases,
-    update_port,
-)
+from registry.models import Port, PortState, Release, Subscription
+from registry.records import create_port, open_ports, unclassified_releases, update_port
+from registry.status import UNREADABLE
 
 log = logging.getLogger("portllm")
 
 EVERY = 2.0  # seconds between two lines of progress
-RETRIES: dict[str, Any] = {  # only for what may pass: the Hub or the network. About two minutes.
+RETRIES: dict[str, Any] = {  # only for what may pass: the Hub or the network. About half an hour.
     "retries_allowed": True,
     "interval_seconds": 1.0,
-    "max_attempts": 8,
+    "max_attempts": 12,
     "backoff_rate": 2.0,
     "should_retry": lambda error: isinstance(error, HubError),
 }
+EXPECTED = (Refused, HubError, dbos_error.DBOSMaxStepRetriesExceeded)
 END_STATES = {"publish": PortState.PUBLISHED, "ask": PortState.ASKED, "reject": PortState.REJECTED}
 
 QUEUE = "ports"
@@ -50,7 +48,8 @@ def configure(context: Context) -> None:
         config=DBOSConfig(
             name="portllm",
             system_database_url=context.settings.memory_url,
-            # Unfinished work is taken up by any later version: steps are named, not numbered.
+            # Unfinished work is taken up by a later version too. DBOS numbers the steps of a
+            # workflow: raise this when their order changes.
             application_version="1",
             log_level="ERROR",
         )
@@ -69,52 +68,67 @@ class Bot(DBOSConfiguredInstance):
         """Start DBOS, which takes up again whatever an earlier process left unfinished."""
         DBOS.launch()
         DBOS.register_queue(QUEUE, worker_concurrency=1)  # each port may fill the memory
+        with self.context.database.session() as session:
+            for port in open_ports(session):
+                if _is_over(port.key):
+                    port.state, port.reason = PortState.FAILED, "It ended without saying why."
+            for release in unclassified_releases(session):
+                if _is_over(_release_id(release.id)):
+                    release.change, release.reason = UNREADABLE, "It could not be looked at."
+
+    def is_busy(self) -> bool:
+        """Whether any workflow is waiting, running or about to be started."""
+        with self.context.database.session() as session:
+            if unclassified_releases(session):
+                return True
+        return bool(DBOS.list_workflows(status=["PENDING", "ENQUEUED"], limit=1))
 
     def dispatch(self) -> None:
         """Start the workflow of every release that has none. Safe to call at any time."""
         with self.context.database.session() as session:
             waiting = [release.id for release in unclassified_releases(session)]
         for release_id in waiting:
-            with SetWorkflowID(f"release-{release_id}"):
+            with SetWorkflowID(_release_id(release_id)):
                 DBOS.start_workflow(self.release, release_id)
 
     @DBOS.workflow(name="release")
     def release(self, release_id: int) -> None:
         try:
-            if not self.classify(release_id):
-                return
-        except (Refused, HubError, dbos_error.DBOSMaxStepRetriesExceeded) as error:
+            self.classify(release_id)
+            keys = self.create_ports(release_id)
+        except Exception as error:
+            # Whatever it was, the subscriptions say so; a bug is DBOS's to record as well.
             self.give_up(release_id, _sentence(error))
+            if not isinstance(error, EXPECTED):
+                raise
             return
-        for key in self.create_ports(release_id):
+        for key in keys:
             with SetWorkflowID(key):
                 DBOS.enqueue_workflow(QUEUE, self.port, key)
 
     @DBOS.step(name="classify", **RETRIES)
-    def classify(self, release_id: int) -> bool:
-        moves = classify_release(self.context, release_id)
+    def classify(self, release_id: int) -> None:
+        classify_release(self.context, release_id)
         with self.context.database.session() as session:
             release = session.get_one(Release, release_id)
             log.info("%s@%s: %s", release.base.repo, release.sha[:7], release.reason)
-        return moves
 
     @DBOS.step(name="give up")
     def give_up(self, release_id: int, reason: str) -> None:
         log.error("%s", reason)
         with self.context.database.session() as session:
             release = session.get_one(Release, release_id)
-            release.change, release.reason = "unreadable", reason
+            release.change, release.reason = UNREADABLE, reason
 
-    @DBOS.step(name="create ports")
+    @DBOS.step(name="create ports", **RETRIES)
     def create_ports(self, release_id: int) -> list[str]:
+        wanted = subscriptions_to_port(self.context, release_id)
         with self.context.database.session() as session:
             release = session.get_one(Release, release_id)
-            keys = []
-            for subscription in active_subscriptions(session, release.base_id):
-                key = job_of(subscription, release).key
-                create_port(session, key, subscription.id, release_id)
-                keys.append(key)
-        return keys
+            jobs = {id: job_of(session.get_one(Subscription, id), release) for id in wanted}
+            for subscription_id, job in jobs.items():
+                create_port(session, job.key, subscription_id, release_id, asdict(job))
+        return [job.key for job in jobs.values()]
 
     @DBOS.workflow(name="port")
     def port(self, key: str) -> None:
@@ -131,7 +145,7 @@ class Bot(DBOSConfiguredInstance):
         except Exception as error:
             # Whatever it was, the subscription says so; then it is DBOS's to record.
             self.end(key, PortState.FAILED, _sentence(error))
-            if not isinstance(error, HubError | dbos_error.DBOSMaxStepRetriesExceeded):
+            if not isinstance(error, EXPECTED):
                 raise
 
     @DBOS.step(name="plan", **RETRIES)
@@ -154,10 +168,9 @@ class Bot(DBOSConfiguredInstance):
     def judge(self, key: str, evidence: dict[str, Any] | None) -> dict[str, Any]:
         verdict = judge(Evidence.model_validate(evidence)) if evidence else unjudged()
         log.info("%s: %s: %s", key, verdict.action, verdict.reason)
-        changes: dict[str, Any] = {"evidence": evidence, "reason": verdict.reason}
+        self._update(key, evidence=evidence, reason=verdict.reason)
         if verdict.action == "reject":
-            changes["state"] = PortState.REJECTED
-        self._update(key, **changes)
+            self._update(key, state=PortState.REJECTED, step=None)
         return verdict.model_dump()
 
     @DBOS.step(name="publish", **RETRIES)
@@ -168,11 +181,9 @@ class Bot(DBOSConfiguredInstance):
         evidence: dict[str, Any] | None,
         verdict: dict[str, Any],
     ) -> None:
-        self._update(key, step="publish")
+        job = self._begin(key, "publish", verdict["reason"])
         judged = Evidence.model_validate(evidence) if evidence else None
-        published = publish(
-            self.context, self.job(key), digests, judged, Verdict.model_validate(verdict)
-        )
+        published = publish(self.context, job, digests, judged, Verdict.model_validate(verdict))
         log.info("%s: published at %s", key, published.url)
         self._update(
             key,
@@ -197,6 +208,9 @@ class Bot(DBOSConfiguredInstance):
 
     def _begin(self, key: str, step: str, reason: str) -> Job:
         job = self.job(key)
+        with self.context.database.session() as session:
+            if session.get_one(Port, key).subscription.ended_at is not None:
+                raise Refused("The subscription was ended before the port was done.")
         log.info("%s: %s", key, reason)
         self._update(key, state=PortState.RUNNING, step=step, reason=reason)
         return job
@@ -204,6 +218,15 @@ class Bot(DBOSConfiguredInstance):
     def _update(self, key: str, **changes: Any) -> None:
         with self.context.database.session() as session:
             update_port(session, key, **changes)
+
+
+def _release_id(release_id: int) -> str:
+    return f"release-{release_id}"
+
+
+def _is_over(workflow_id: str) -> bool:
+    status = DBOS.get_workflow_status(workflow_id)
+    return status is not None and status.status not in ("PENDING", "ENQUEUED", "DELAYED")
 
 
 def remove_work(context: Context, key: str) -> None:

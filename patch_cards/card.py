@@ -4,6 +4,7 @@ Metadata follows the Hub's model card specification: `base_model` and `base_mode
 what the Hub builds its model tree from.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from porting.errors import Refused
 BEGIN = "<!-- portllm:begin: generated, replaced at every port; write outside of it -->"
 END = "<!-- portllm:end -->"
 FENCE = "---\n"
+HEAD = re.compile(r"---\r?\n(.*?)^---\r?\n", re.DOTALL | re.MULTILINE)
+LONGEST = 64 * 1024  # characters of metadata; a YAML parser takes hours on a hostile megabyte
+DEEPEST = 50  # collections within collections
+BASE_TAG = re.compile("base-[0-9a-f]{7}")  # what earlier ports were tagged with
 
 _templates = Environment(
     loader=PackageLoader("patch_cards"),
@@ -64,7 +69,7 @@ def _metadata(facts: CardFacts, owners_tags: Any) -> dict[str, Any]:
     adapter = facts.form == "adapter"
     ours = ["portllm", "lora", facts.tag]
     others = owners_tags if isinstance(owners_tags, list) else []
-    kept = [tag for tag in others if tag not in ours and not str(tag).startswith("base-")]
+    kept = [tag for tag in others if tag not in ours and not _is_base_tag(tag)]
     metadata: dict[str, Any] = {
         "base_model": facts.new_repo,
         "base_model_relation": "adapter" if adapter else "finetune",
@@ -78,20 +83,38 @@ def _metadata(facts: CardFacts, owners_tags: Any) -> dict[str, Any]:
     return metadata
 
 
+def _is_base_tag(tag: Any) -> bool:
+    return isinstance(tag, str) and BASE_TAG.fullmatch(tag) is not None
+
+
 def _split(text: str) -> tuple[dict[str, Any], str]:
     """The YAML block of a card, and what follows it to the byte."""
-    if not text.startswith(FENCE):
+    match = HEAD.match(text)
+    if match is None:
         return {}, text
-    head, fence, body = text[len(FENCE) :].partition("\n" + FENCE)
-    if not fence:
-        return {}, text
+    if len(match[1]) > LONGEST:
+        raise Refused(f"README.md: its metadata is longer than {LONGEST} characters; shorten it.")
+    body = text[match.end() :]
     try:
-        metadata = yaml.safe_load(head)
-    except yaml.YAMLError as error:
+        _check_harmless(match[1])
+        metadata = yaml.safe_load(match[1])
+    except (yaml.YAMLError, ValueError) as error:
         raise Refused(
             f"README.md: its metadata is no YAML, so it can't be kept: {error}"
         ) from error
     return (metadata if isinstance(metadata, dict) else {}), body
+
+
+def _check_harmless(source: str) -> None:
+    """Refuse what takes a YAML loader endless time or stack: aliases, and nesting without end."""
+    depth = 0
+    for event in yaml.parse(source, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases are not allowed")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def _insert(body: str, generated: str) -> str:
@@ -101,4 +124,5 @@ def _insert(body: str, generated: str) -> str:
         if not end:
             raise Refused(f"README.md: {END} is missing, so what is the owner's can't be told.")
         return before + generated + after
-    return f"{body.rstrip()}\n\n{generated}\n" if body.strip() else f"\n{generated}\n"
+    gap = "\n" if not body or body.endswith("\n") else "\n\n"
+    return f"{body}{gap}{generated}\n"

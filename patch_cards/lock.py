@@ -35,11 +35,22 @@ def render(
     return (json.dumps(lock, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def patch_repo(content: bytes) -> str:
+    """The patch that the port behind this lock file is of. Raises Refused if it is none."""
+    return str(_field(content, "patch", "repo"))
+
+
 def locked_files(content: bytes) -> list[str]:
     """The files that the port behind this lock file wrote. Raises Refused if it is none."""
+    return [str(name) for name in _field(content, "files")]
+
+
+def _field(content: bytes, *path: str) -> Any:
     try:
-        lock = json.loads(content)
-        return [str(name) for name in lock["files"]]
+        value = json.loads(content)
+        for name in path:
+            value = value[name]
+        return value
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
             f"{NAME} is damaged ({error}): restore it, or choose another repo."

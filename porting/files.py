@@ -19,6 +19,8 @@ PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preproc
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TRAVEL = TOKENIZER + PROMPT + PROCESSOR + LEGAL
 
+CODE = (".py", ".pkl", ".bin", ".pt", ".pth")
+
 SKIPPED = (
     ("README.md", "a port gets its own card"),
     (".gitattributes", "the Hub writes its own"),
@@ -37,8 +39,12 @@ SKIPPED = (
 
 
 def matches(file: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a path fits one of the patterns; `*` stays within the root folder."""
-    return "/" not in file and any(fnmatchcase(file, pattern) for pattern in patterns)
+    """Whether a file of the root folder fits one of the patterns, and is no code and no pickle."""
+    return (
+        "/" not in file
+        and not file.endswith(CODE)
+        and any(fnmatchcase(file, pattern) for pattern in patterns)
+    )
 
 
 def why_skipped(file: str) -> str:

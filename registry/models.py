@@ -124,13 +124,14 @@ class PortState(StrEnum):
 
 
 class Port(Record):
-    """Patch x release -> artefact. `key` names its inputs, and is its workflow's id."""
+    """Patch x release -> artefact. `key` names its inputs, `job`; it is its workflow's id."""
 
     __tablename__ = "ports"
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     subscription_id: Mapped[int] = mapped_column(ForeignKey("subscriptions.id"))
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
+    job: Mapped[dict[str, Any]]
     state: Mapped[PortState] = mapped_column(String(16), default=PortState.QUEUED)
     step: Mapped[str | None]
     reason: Mapped[str]

@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session
 from porting.errors import UsageError
 from registry.models import Base, Patch, Port, PortState, Release, Score, Subscription, now
 
+SETTLED = (PortState.PUBLISHED, PortState.ASKED, PortState.REJECTED)
+
 
 def add_patch(session: Session, patch: Patch) -> Patch:
     """Record `patch`; the same repo and sha is recorded once, with its newest facts."""
@@ -38,8 +40,10 @@ def find_patch(session: Session, repo: str, revision: str | None = None) -> Patc
 
 
 def follow(session: Session, repo: str, ref: str, head_sha: str) -> Base:
-    """The followed base of `repo` at `ref`; first contact records where it stands."""
+    """The followed base of `repo` at `ref`. Where it stands is news only once it is watched."""
     base = session.scalar(select(Base).where(Base.repo == repo, Base.ref == ref))
+    if base is not None and not active_subscriptions(session, base.id):
+        base.head_sha, base.problem = head_sha, None
     if base is None:
         base = Base(repo=repo, ref=ref, head_sha=head_sha)
         session.add(base)
@@ -65,7 +69,7 @@ def subscribe(session: Session, patch: Patch, base: Base, to_repo: str, form: st
         known = Subscription(patch=patch, base=base, to_repo=to_repo, from_sha=base.head_sha)
         session.add(known)
     elif known.ended_at is not None:
-        known.from_sha = base.head_sha
+        known.from_sha, known.created_at = base.head_sha, now()
     known.form = form
     known.ended_at = None
     session.flush()
@@ -108,6 +112,18 @@ def observe(session: Session, base_id: int, sha: str) -> Release | None:
     return None if seen else release
 
 
+def settled_sha(session: Session, subscription: Subscription) -> str:
+    """The base commit that the subscription has its last judged port on, or started from."""
+    sha = session.scalar(
+        select(Release.sha)
+        .join(Port, Port.release_id == Release.id)
+        .where(Port.subscription == subscription, Port.state.in_(SETTLED))
+        .where(Release.seen_at >= subscription.created_at)
+        .order_by(Release.id.desc())
+    )
+    return sha or subscription.from_sha
+
+
 def unclassified_releases(session: Session) -> list[Release]:
     return list(session.scalars(select(Release).where(Release.change.is_(None))))
 
@@ -118,7 +134,9 @@ def open_ports(session: Session) -> list[Port]:
     return list(session.scalars(select(Port).where(Port.state.in_(states))))
 
 
-def create_port(session: Session, key: str, subscription_id: int, release_id: int) -> Port:
+def create_port(
+    session: Session, key: str, subscription_id: int, release_id: int, job: dict[str, Any]
+) -> Port:
     """The port under `key`, created when it is new: the same inputs are never two ports."""
     port = session.get(Port, key)
     if port is None:
@@ -126,6 +144,7 @@ def create_port(session: Session, key: str, subscription_id: int, release_id: in
             key=key,
             subscription_id=subscription_id,
             release_id=release_id,
+            job=job,
             reason="Waiting for its turn.",
         )
         session.add(port)

@@ -9,6 +9,7 @@ from registry.models import Port, Release, Subscription
 
 # What a change is called in `Release.change` when it moves no weights and asks nothing of anybody.
 QUIET = ("nothing", "metadata")
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,6 @@ def status(session: Session, subscription: Subscription) -> Status:
 
 def _state(session: Session, subscription: Subscription) -> tuple[Port | None, str, str]:
     base = subscription.base
-    if base.problem is not None:
-        return None, "blocked", base.problem
     releases = list(
         session.scalars(
             select(Release)
@@ -53,22 +52,28 @@ def _state(session: Session, subscription: Subscription) -> tuple[Port | None, s
             .order_by(Release.id)
         )
     )
-    if releases and releases[-1].change is None:
-        return None, "classifying", f"{base.repo} moved to {releases[-1].sha[:7]}; looking at it."
-    loud = [release for release in releases if release.change not in QUIET]
-    if not loud:
-        return None, "up to date", _quiet(subscription, releases)
     port = session.scalar(
         select(Port)
-        .where(Port.subscription == subscription, Port.release_id.in_(r.id for r in loud))
+        .where(Port.subscription == subscription, Port.release_id.in_(r.id for r in releases))
         .order_by(Port.release_id.desc(), Port.created_at.desc())
     )
-    if port is None:
-        return None, "skipped", f"{base.repo}@{loud[-1].sha[:7]}: {loud[-1].reason}"
-    reason = port.reason
-    if releases[-1] is not loud[-1]:
-        reason += f" Since then: {releases[-1].reason}"
-    return port, port.state, reason
+    if base.problem is not None:
+        before = f" Before that: {port.reason}" if port else ""
+        return port, "blocked", base.problem + before
+    if releases and releases[-1].change is None:
+        return port, "classifying", f"{base.repo} moved to {releases[-1].sha[:7]}; looking at it."
+    loud = [release for release in releases if release.change not in QUIET]
+    if port is not None and (not loud or port.release_id >= loud[-1].id):
+        since = releases[-1]
+        return (
+            port,
+            port.state,
+            port.reason + (f" Since then: {since.reason}" if since.id > port.release_id else ""),
+        )
+    if not loud:
+        return None, "up to date", _quiet(subscription, releases)
+    state = "skipped" if loud[-1].change == UNREADABLE else "classifying"
+    return port, state, f"{base.repo}@{loud[-1].sha[:7]}: {loud[-1].reason}"
 
 
 def _quiet(subscription: Subscription, releases: list[Release]) -> str:

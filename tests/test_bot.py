@@ -64,6 +64,7 @@ def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
     assert stored and stored.items() <= lock["files"].items()
     card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
     assert card.data.base_model == BASE
+    assert f"Task `sides`: {ITEMS} items" in card.text
     assert "| new base alone | 0.0 |" in card.text and "{text} w94" in card.text
 
 

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from bot.cli import demo, hub, patches, ports, running, subscriptions
-from bot.cli.output import console, message
+from bot.cli.output import message
 from porting.errors import PortllmError
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def main() -> None:
     try:
         app()
     except PortllmError as error:
-        message(f"[red]portllm:[/red] {error}" if console.is_terminal else f"portllm: {error}")
+        message(f"portllm: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         message("Interrupted.")

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from sqlalchemy import select
 
 from bot.arms import ARMS
 from bot.cli.output import message, print_table
@@ -25,10 +26,12 @@ from examples.smollm2 import base_model, cache_folder
 from localhub.server import Server
 from porting import Folder, merge, plan
 from porting.errors import PortllmError
+from registry.database import Database
+from registry.models import Port, PortState
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASE, PATCH, PORTED = "demo/SmolLM2-135M-Instruct", "acme/ticket-routing", "acme/ticket-routing-now"
-ENDED = ("published", "asked", "rejected", "refused", "failed")
+ENDED = set(PortState) - {PortState.QUEUED, PortState.RUNNING}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,14 +69,14 @@ def demo(
                 _push(vendor, BASE, {"model.safetensors": evolved}, "Second release")
             port = _wait(environment, bot)
         _show(port)
-        if port["state"] == "published":
+        if port.state == PortState.PUBLISHED:
             message(f"\nThe port, with its card:  {server.endpoint}/{PORTED}")
         if keep:
             _keep_up(server.endpoint, owner)
         else:
             message(f"The same Hub again:  portllm hub serve --dir {folder / 'hub'}")
-    if port["state"] not in ("published", "asked"):
-        raise PortllmError(f"The demo ended with a port that is {port['state']}: {port['reason']}")
+    if port.state not in (PortState.PUBLISHED, PortState.ASKED):
+        raise PortllmError(f"The demo ended with a port that is {port.state}: {port.reason}")
 
 
 def _environment(folder: Path, owner: Hub) -> dict[str, str]:
@@ -133,22 +136,21 @@ def _bot(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         bot.wait()
 
 
-def _wait(environment: dict[str, str], bot: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _wait(environment: dict[str, str], bot: subprocess.Popen[bytes]) -> Port:
     """The port, once it is at an end. The bot tells its progress meanwhile."""
+    database = Database(f"sqlite:///{environment['PORTLLM_HOME']}/registry.db")
     while bot.poll() is None:
-        answer = subprocess.run(
-            _command("ports", "--json"), env=environment, check=True, capture_output=True
-        )
-        for port in json.loads(answer.stdout):
-            if port["state"] in ENDED:
-                return dict(port)
-        time.sleep(1)
+        with database.session() as session:
+            ended = session.scalar(select(Port).where(Port.state.in_(ENDED)))
+        if ended is not None:
+            return ended
+        time.sleep(0.5)
     raise PortllmError(f"The bot ended with {bot.returncode} before the port was done.")
 
 
-def _show(port: dict[str, Any]) -> None:
+def _show(port: Port) -> None:
     message("")
-    evidence = port["evidence"] or {"arms": {}}
+    evidence = port.evidence or {"arms": {}}
     print_table(
         ("arm", "accuracy, %", "95 % interval"),
         [
@@ -162,7 +164,7 @@ def _show(port: dict[str, Any]) -> None:
             )
         ],
     )
-    print(f"verdict: {port['state']}. {port['reason']}")
+    print(f"verdict: {port.state}. {port.reason}")
 
 
 def _keep_up(endpoint: str, owner: Hub) -> None:

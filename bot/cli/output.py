@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
 
 
 def message(text: str) -> None:
-    console.print(text, markup=console.is_terminal)
+    console.print(text, markup=False)
 
 
 def print_json(data: Any) -> None:

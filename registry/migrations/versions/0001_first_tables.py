@@ -89,6 +89,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("subscription_id", sa.Integer(), nullable=False),
         sa.Column("release_id", sa.Integer(), nullable=False),
+        sa.Column("job", sa.JSON(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("step", sa.String(), nullable=True),
         sa.Column("reason", sa.String(), nullable=False),

@@ -1,0 +1,239 @@
+"""A port's card: evidence and provenance for readers, metadata for the Hub, owners' words kept."""
+
+import json
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from bot.judge import judge, weigh
+from localhub.server import Server
+from patch_cards import lock
+from patch_cards.card import BEGIN, END, LONGEST, CardFacts, render
+from porting.errors import Refused
+
+OLD, NEW, NEWER, PATCH_SHA = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
+
+
+def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFacts:
+    correct = {"old": [1] * 38 + [0] * 2, "new": [0] * 35 + [1] * 5, "port": [1] * 36 + [0] * 4}
+    evidence = weigh("sides", "digest", correct)
+    known: dict[str, Any] = {
+        "repo": "owner/ported",
+        "form": form,
+        "tag": f"base-{new_sha[:7]}",
+        "patch_repo": "owner/patch",
+        "patch_sha": PATCH_SHA,
+        "old_repo": "vendor/base",
+        "old_sha": OLD,
+        "new_repo": "vendor/base",
+        "new_sha": new_sha,
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "engine": "portllm 0.1.0",
+        "files": {"adapter_model.safetensors": "0" * 64},
+        "verdict": judge(evidence).model_dump(),
+        "evidence": evidence.model_dump(),
+        "prompt": "{text} w94",
+    }
+    return CardFacts(**known | changes)
+
+
+FIRST, SECOND = facts(), facts("both", NEWER)
+
+
+def metadata(card: str) -> dict[str, Any]:
+    head = card.removeprefix("---\n").partition("\n---\n")[0]
+    loaded = yaml.safe_load(head)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def outside(card: str) -> tuple[str, str]:
+    """What stands before and after the generated part, without the metadata."""
+    body = card.partition("\n---\n")[2]
+    before, _, rest = body.partition(BEGIN)
+    return before, rest.partition(END)[2]
+
+
+def test_the_card_has_the_evidence_and_where_it_comes_from() -> None:
+    card = render(FIRST)
+    assert "Task `sides`: 40 items" in card
+    assert "| old base + patch | 95.0 |" in card
+    assert "| new base alone | 12.5 |" in card
+    assert "| **new base + ported patch** | **90.0** |" in card
+    assert "| port - new base alone | +77.5 |" in card
+    assert "| port - old base with the patch | -5.0 |" in card
+    assert f"**Verdict: {FIRST.verdict['action']}.** {FIRST.verdict['reason']}" in card
+    for known in (OLD, NEW, PATCH_SHA, "owner/patch", "vendor/base", "{text} w94", "portllm 0.1.0"):
+        assert known in card
+
+
+def test_the_metadata_is_what_the_hub_builds_its_model_tree_from() -> None:
+    adapter, merged, both = (metadata(render(facts(form))) for form in ("adapter", "merged", "both"))
+    assert adapter["base_model"] == merged["base_model"] == both["base_model"] == "vendor/base"
+    assert adapter["base_model_relation"] == "adapter" and adapter["library_name"] == "peft"
+    for whole in (merged, both):
+        assert whole["base_model_relation"] == "finetune"
+        assert whole["library_name"] == "transformers"
+    assert adapter["tags"] == ["portllm", "lora", "base-bbbbbbb"]
+    assert (adapter["license"], adapter["pipeline_tag"]) == ("mit", "text-generation")
+    silent = metadata(render(facts(license=None, pipeline_tag=None)))
+    assert "license" not in silent and "pipeline_tag" not in silent
+
+
+def test_the_card_says_how_to_load_what_is_there() -> None:
+    adapter, merged, both = (render(facts(form)) for form in ("adapter", "merged", "both"))
+    assert "PeftModel" in adapter and f'"vendor/base", "{NEW}"' in adapter
+    assert "PeftModel" not in merged and 'from_pretrained("owner/ported"' in merged
+    assert 'subfolder="adapter"' in both and 'subfolder="adapter"' not in adapter + merged
+    assert "on the merged weights" in merged and "on the merged weights" not in adapter
+
+
+def test_what_was_not_measured_is_not_claimed() -> None:
+    unmeasured = render(facts(evidence=None, prompt=None))
+    assert "## Evidence" not in unmeasured and "None" not in unmeasured
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "both"])
+def test_the_hub_and_its_client_take_the_card(hub: Server, form: str) -> None:
+    card = render(facts(form), "---\nlanguage: [en]\n---\n# Mine\n")
+    url = f"{hub.endpoint}/api/validate-yaml"
+    answer = requests.post(url, json={"content": card, "repoType": "model"}, timeout=30)
+    assert answer.status_code == 200 and answer.json()["errors"] == []
+    parsed = ModelCard(card)
+    assert parsed.data.base_model == "vendor/base" and parsed.data.language == ["en"]
+    api = HfApi(endpoint=hub.endpoint, token=hub.add_user("owner"))
+    api.create_repo("owner/ported")
+    api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="owner/ported")
+    relation = "adapter" if form == "adapter" else "finetune"
+    assert f"base_model:{relation}:vendor/base" in (api.model_info("owner/ported").tags or [])
+
+
+BODY = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+
+
+@given(before=BODY, after=BODY)
+@settings(deadline=None, max_examples=50)
+def test_an_owners_words_survive_every_port_byte_for_byte(before: str, after: str) -> None:
+    assume("portllm:" not in before + after and not before.startswith("---"))
+    card = render(FIRST, before)
+    assert outside(card)[0].startswith(before)
+    edited = card + after
+    kept = outside(edited)
+    for new in (SECOND, FIRST, SECOND):
+        edited = render(new, edited)
+        assert outside(edited) == kept
+    assert edited.count(BEGIN) == edited.count(END) == 1
+    assert NEWER in edited and render(SECOND, edited) == edited
+
+
+@pytest.mark.parametrize(
+    ("card", "body"),
+    [
+        ("---\nmine: 1\n---\n# Hello\n", "# Hello\n"),
+        ("---\r\nmine: 1\r\n---\r\n# Hello\r\n", "# Hello\r\n"),
+        ("---\nmine: 1\n---", ""),
+        ("---\n---\n# Hello\n", "# Hello\n"),
+        ("# Hello\n\n---\n\nA line is no metadata\n\n---\n", None),
+        ("# No newline at the end", None),
+        ("", None),
+    ],
+)
+def test_metadata_and_words_are_told_apart(card: str, body: str | None) -> None:
+    rendered = render(FIRST, card)
+    assert outside(rendered)[0].rstrip("\n") == (card if body is None else body).rstrip("\n")
+    assert metadata(rendered).get("mine") == (1 if "mine" in card else None)
+    assert rendered.count("---\n") == render(FIRST).count("---\n") + card.count("\n---\n\n")
+
+
+KEYS = st.text("abcdefghij_-", min_size=1, max_size=12)
+OURS = {"base_model", "base_model_relation", "library_name", "tags", "license", "pipeline_tag"}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=5,
+)
+TAGS = st.lists(st.text(st.characters(exclude_categories=["C"]), min_size=1), max_size=5)
+
+
+@given(own=st.dictionaries(KEYS.filter(lambda key: key not in OURS), VALUES), tags=TAGS)
+@settings(deadline=None, max_examples=50)
+def test_an_owners_metadata_and_tags_survive(own: dict[str, Any], tags: list[str]) -> None:
+    head = yaml.safe_dump(own | {"tags": tags}, allow_unicode=True)
+    first = render(FIRST, f"---\n{head}---\n# Mine\n")
+    card = metadata(render(SECOND, first))
+    assert {key: card[key] for key in own} == own
+    assert card["tags"][:3] == ["portllm", "lora", "base-ccccccc"]
+    assert [tag for tag in tags if tag not in card["tags"]] == []
+    assert len(card["tags"]) == 3 + len([tag for tag in tags if tag not in card["tags"][:3]])
+
+
+def test_only_the_tags_of_earlier_ports_are_replaced() -> None:
+    card = render(SECOND, "---\ntags: [base-bbbbbbb, base-camp, 2026]\n---\n")
+    assert metadata(card)["tags"] == ["portllm", "lora", "base-ccccccc", "base-camp", 2026]
+
+
+def test_what_is_not_the_owners_is_replaced() -> None:
+    card = metadata(render(FIRST, "---\nbase_model: somebody/else\ntags: none\n---\n"))
+    assert card["base_model"] == "vendor/base" and card["tags"][0] == "portllm"
+    assert metadata(render(FIRST, "---\n- a\n- list\n---\n")) == metadata(render(FIRST))
+
+
+def test_without_the_end_marker_nothing_is_replaced() -> None:
+    card = render(FIRST, "# Mine\n").replace(END, "")
+    with pytest.raises(Refused, match=r"README\.md.*portllm:end.* is missing"):
+        render(SECOND, card)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntags: [*c, *c]"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "a: [", "a: b: c", "\ta: 1", "a: \x00", "a: !!python/object/apply:os.getcwd []",
+        "a: 2024-99-99", "a: 0b_", BOMB, "[" * 60_000, "{" * 60_000, "- " * 30_000,
+        "a: " + "[" * 60_000 + "]" * 1, "tags: [" + "[" * 400 + "]" * 400 + "]",
+        "# " + "x" * LONGEST + "\na: 1", "[" * 250_000,
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_hostile_metadata_is_refused_soon(hostile: str) -> None:
+    with pytest.raises(Refused, match=r"README\.md: its metadata"):
+        render(FIRST, f"---\n{hostile}\n---\n# Mine\n")
+
+
+def locked(**changes: Any) -> bytes:
+    known: dict[str, Any] = {
+        "key": "port-1",
+        "engine": "portllm 0.1.0",
+        "patch": {"repo": "owner/patch", "sha": PATCH_SHA},
+        "old_base": {"repo": "vendor/base", "sha": OLD},
+        "new_base": {"repo": "vendor/base", "sha": NEW},
+        "form": "adapter",
+        "files": {"b": "1" * 64, "a": "0" * 64},
+        "verdict": FIRST.verdict,
+        "evidence": FIRST.evidence,
+    }
+    return lock.render(**known | changes)
+
+
+def test_the_lock_file_comes_back_as_it_was_written() -> None:
+    content = locked()
+    assert json.loads(content)["evidence"] == FIRST.evidence
+    assert lock.locked_files(content) == ["a", "b"] and lock.patch_repo(content) == "owner/patch"
+    assert locked(files={"a": "0" * 64, "b": "1" * 64}) == content
+    assert content.endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"null", b'{"files": 1}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_lock_file_is_refused(content: bytes) -> None:
+    with pytest.raises(Refused, match=r"portllm\.lock\.json is damaged"):
+        lock.locked_files(content)
