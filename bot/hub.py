@@ -168,7 +168,7 @@ class Hub:
         return None
 
     def pull_request_with(self, repo: str, title: str) -> str | None:
-        """The address of our own pull request called `title`, in whatever state, if there is one."""
+        """The address of our own pull request called `title`, open or not, if there is one."""
         with translated(repo):
             me = self.api.whoami()["name"]
             for discussion in self.api.get_repo_discussions(repo, author=me):

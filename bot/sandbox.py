@@ -45,7 +45,8 @@ def run(job: dict[str, Any], report: Report = silent) -> Any:
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(
-                [sys.executable, "-m", "bot.compute", json.dumps(job)],
+                # -P: the folder that a user works in may hold a stranger's json.py.
+                [sys.executable, "-P", "-m", "bot.compute", json.dumps(job)],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from porting.errors import Refused
 BEGIN = "<!-- portllm:begin: generated, replaced at every port; write outside of it -->"
 END = "<!-- portllm:end -->"
 FENCE = "---\n"
-HEAD = re.compile(r"---\r?\n(.*?)^---\r?\n", re.DOTALL | re.MULTILINE)
+HEAD = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 LONGEST = 64 * 1024  # characters of metadata; a YAML parser takes hours on a hostile megabyte
 DEEPEST = 50  # collections within collections
 BASE_TAG = re.compile("base-[0-9a-f]{7}")  # what earlier ports were tagged with

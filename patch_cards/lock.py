@@ -42,7 +42,10 @@ def patch_repo(content: bytes) -> str:
 
 def locked_files(content: bytes) -> list[str]:
     """The files that the port behind this lock file wrote. Raises Refused if it is none."""
-    return [str(name) for name in _field(content, "files")]
+    files = _field(content, "files")
+    if not isinstance(files, dict):
+        raise Refused(f"{NAME} is damaged (files): restore it, or choose another repo.")
+    return list(files)
 
 
 def _field(content: bytes, *path: str) -> Any:
@@ -51,7 +54,7 @@ def _field(content: bytes, *path: str) -> Any:
         for name in path:
             value = value[name]
         return value
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(
             f"{NAME} is damaged ({error}): restore it, or choose another repo."
         ) from error

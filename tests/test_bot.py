@@ -1,6 +1,7 @@
 """The main job, end to end: commands as a user types them, against the local Hub."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_a_patch_that_harms_is_rejected_and_a_failing_hub_is_tried_again(world: 
 
 
 def test_what_the_patch_was_not_made_for_is_refused_with_a_reason(world: World) -> None:
-    world.subscribed("adapter")
+    world.subscribed("adapter", evaluated=False)
     other = save_tokenizer(save_base(world.folder / "other", "gpt2"))
     world.push(BASE, other, "Another architecture")
     world.portllm("bot", "run", "--once")
@@ -102,24 +103,52 @@ def test_what_the_patch_was_not_made_for_is_refused_with_a_reason(world: World) 
 
 
 def test_without_an_evaluation_the_owner_is_asked_by_one_pull_request(world: World) -> None:
-    world.subscribed("adapter")
-    world.api.delete_folder("eval", repo_id=PATCH)
-    world.portllm("patch", "add", PATCH)
-    world.portllm("unsubscribe", PATCH)
-    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
+    world.subscribed("adapter", evaluated=False)
     world.drift()
     world.portllm("bot", "run", "--once")
     (status,) = world.json("status")
     assert status["state"] == "asked" and "eval/portllm-eval.json" in status["reason"]
-    requests = list(world.api.get_repo_discussions(PORTED))
-    assert [request.is_pull_request for request in requests] == [True]
+    (request,) = world.api.get_repo_discussions(PORTED)
+    assert request.is_pull_request
     assert "adapter_model.safetensors" not in world.api.list_repo_files(PORTED)
-    files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{requests[0].num}")
+    files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{request.num}")
     assert {"adapter_model.safetensors", "README.md", "portllm.lock.json"} <= set(files)
 
 
+def test_a_commit_that_can_not_be_read_loses_nothing(world: World) -> None:
+    world.subscribed("adapter", evaluated=False)
+    world.api.delete_file("model.safetensors", repo_id=BASE)
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "skipped" and "safetensors" in status["reason"]
+    world.drift()
+    world.portllm("bot", "run", "--once")
+    assert world.json("status")[0]["state"] == "asked"
+
+
+def test_ports_of_a_private_base_do_not_become_public(world: World) -> None:
+    world.subscribed("adapter", evaluated=False)
+    world.api.create_repo(PORTED)
+    world.api.update_repo_settings(BASE, private=True)
+    world.drift()
+    world.portllm("bot", "run", "--once")
+    (status,) = world.json("status")
+    assert status["state"] == "refused" and "is public" in status["reason"]
+
+
+def test_a_port_keeps_the_form_it_was_asked_for_in(world: World) -> None:
+    world.subscribed("adapter", evaluated=False)
+    world.drift()
+    world.portllm("make", script="-m tests.killed_bot", code=-signal.SIGKILL)
+    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED, "--as", "merged")
+    world.portllm("bot", "run", "--once")
+    (request,) = world.api.get_repo_discussions(PORTED)
+    files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{request.num}")
+    assert "adapter_config.json" in files and "model.safetensors" not in files
+
+
 def test_a_repo_that_holds_somebodys_weights_is_not_overwritten(world: World) -> None:
-    world.subscribed("adapter")
+    world.subscribed("adapter", evaluated=False)
     world.push(PORTED, world.patch, "My own model")
     world.drift()
     world.portllm("bot", "run", "--once")
@@ -129,7 +158,7 @@ def test_a_repo_that_holds_somebodys_weights_is_not_overwritten(world: World) ->
 
 
 def test_a_base_that_vanished_is_said_so(world: World) -> None:
-    world.subscribed("adapter")
+    world.subscribed("adapter", evaluated=False)
     world.api.delete_repo(BASE)
     world.portllm("bot", "run", "--once")
     (status,) = world.json("status")

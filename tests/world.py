@@ -47,17 +47,18 @@ class World:
         self.api.create_repo(repo, exist_ok=True)
         return self.api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).oid
 
-    def push_patch(self, golds: str = "patched", revision: str | None = None) -> str:
-        """Push the patch with an evaluation whose right answers are `patched` or the base's own."""
+    def push_patch(self, golds: str | None = "patched", revision: str | None = None) -> str:
+        """Push the patch, with an evaluation by which the `patched` or `own` answers are right."""
         config = self.patch / "adapter_config.json"
         pinned = {"base_model_name_or_path": BASE, "revision": revision}
         config.write_text(json.dumps(json.loads(config.read_text()) | pinned))
-        write_evaluation(self.patch, self.base, golds)
+        if golds is not None:
+            write_evaluation(self.patch, self.base, golds)
         return self.push(PATCH, self.patch, "A patch")
 
-    def subscribed(self, form: str = "both") -> "World":
+    def subscribed(self, form: str = "both", evaluated: bool = True) -> "World":
         """The patch recorded, pinned to the base, and subscribed."""
-        self.push_patch(revision=self.base_sha)
+        self.push_patch("patched" if evaluated else None, revision=self.base_sha)
         self.portllm("patch", "add", PATCH)
         self.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED, "--as", form)
         return self
