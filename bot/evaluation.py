@@ -45,6 +45,8 @@ class EvaluationSpec(BaseModel):
         used = set(FIELD.findall(self.prompt))
         if used != set(self.input_fields):
             raise ValueError(f"prompt uses {sorted(used)}, input_fields are {self.input_fields}")
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("two labels have the same text, so no score can tell them apart")
         if "<!--" in self.prompt or "```" in self.prompt:
             raise ValueError("a prompt with <!-- or ``` could not be shown on a card")
         return self

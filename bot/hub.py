@@ -73,12 +73,8 @@ def translated(what: str) -> Iterator[None]:
                 f"The Hub refuses {what} (HTTP {status}): {_first_line(error)}"
             ) from error
         raise HubError(f"The Hub failed on {what} (HTTP {status}): {_first_line(error)}") from error
-    except (
-        httpx.HTTPError,
-        ConnectionError,
-        TimeoutError,
-        ValueError,
-    ) as error:  # no answer of a Hub
+    except (httpx.HTTPError, ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        # No answer, half of one, something that is no answer of a Hub, or hf_xet giving up.
         raise HubError(f"The Hub can't be reached for {what}: {_first_line(error)}") from error
 
 

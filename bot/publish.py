@@ -95,8 +95,12 @@ def publish(
         evidence=evidence.model_dump() if evidence else None,
         prompt=evaluation.spec.prompt if evaluation else None,
     )
-    existing = _whole(target, "README.md").decode() if "README.md" in target.files() else None
-    content["README.md"] = card.render(facts, existing).encode()
+    existing = (
+        _whole(target, "README.md").decode(errors="surrogateescape")
+        if "README.md" in target.files()
+        else None
+    )
+    content["README.md"] = card.render(facts, existing).encode(errors="surrogateescape")
     content[lock.NAME] = lock.render(
         key=job.key,
         engine=ENGINE,

@@ -107,7 +107,7 @@ def run_forever(context: Context) -> None:
             next_run_time=datetime.now(UTC),
         )
         scheduler.start()
-        log.info("Watching %d bases, each every %g s.", len(followed(context)), every)
+        log.info("Watching, every %g s. Bases: %d.", every, len(followed(context)))
         stop.wait()
         _stop()
 

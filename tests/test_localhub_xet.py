@@ -12,11 +12,20 @@ from pathlib import Path
 import lz4.frame
 import numpy as np
 import pytest
-from xet_bytes import SEGMENT, SHA256, WHOLE, XORB, XORB_HASH, bfloat16, pack_chunk, pack_shard
 
 import localhub.xet
 from localhub.server import Server
 from localhub.xet_format import MAX_CHUNK_BYTES, MAX_XORB_CHUNKS, Segment
+from tests.xet_bytes import (
+    SEGMENT,
+    SHA256,
+    WHOLE,
+    XORB,
+    XORB_HASH,
+    bfloat16,
+    pack_chunk,
+    pack_shard,
+)
 
 UPLOAD = """
 import sys

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xet_bytes import SEGMENT, SHA256, WHOLE, XORB, XORB_HASH, pack_chunk, pack_shard
 
 from localhub.xet_format import (
     FileEntry,
@@ -13,6 +12,7 @@ from localhub.xet_format import (
     parse_shard,
     read_segment,
 )
+from tests.xet_bytes import SEGMENT, SHA256, WHOLE, XORB, XORB_HASH, pack_chunk, pack_shard
 
 VALID_SHARD = pack_shard(SHA256, [SEGMENT, SEGMENT])
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from porting import Folder, Refused, read_adapter
 from porting.patterns import Patterns
+from tests import tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from porting import Folder, Refused, classify
+from tests import tiny
 
 
 def set_config(**changes: object) -> Callable[[Path], None]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
 from porting import FileEntry, Folder, Refused, read_layout
+from tests import tiny
 
 
 def header_of(*tensors: tuple[str, str, list[int], int, int]) -> dict[str, Any]:

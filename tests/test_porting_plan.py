@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from porting import Folder, Plan, Refused, merge, plan, repoint
+from tests import tiny
 
 
 def plan_of(tmp_path: Path, base: dict[str, Any], patch: dict[str, Any], as_: Any) -> Plan:

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 from porting import Folder, Refused, UsageError, repoint
+from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -2,16 +2,26 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bot.address import parse
 from bot.context import Context
 from bot.hub import Hub, HubRepo
 from bot.settings import Settings
 from porting import Folder
+from porting.errors import UsageError
 from registry.database import Database
 
 
 def open_context() -> Context:
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = f"PORTLLM_{str(wrong['loc'][0]).upper()}"
+        raise UsageError(
+            f"{name}={wrong['input']!r} is no such setting: {wrong['msg']}."
+        ) from error
     settings.home.mkdir(parents=True, exist_ok=True)
     return Context(Hub(), Database(settings.registry_url), settings)
 
