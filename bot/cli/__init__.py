@@ -36,6 +36,3 @@ def main() -> None:
     except PortllmError as error:
         message(f"portllm: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        message("Interrupted.")
-        sys.exit(130)
