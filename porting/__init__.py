@@ -1,13 +1,14 @@
 """How a patch moves to a new base: files in, files out. No Hub, no database, no clock."""
 
-from porting.adapter import Adapter, LoraPair, read_adapter
+from porting.adapter import Adapter, read_adapter
 from porting.classify import Change, classify
 from porting.errors import HubError, PortllmError, Refused, UsageError
 from porting.layout import Layout, TensorInfo, read_layout
-from porting.merge import merge
+from porting.merge import Port, merge, merge_all
 from porting.plan import Plan, plan
 from porting.repoint import repoint
 from porting.source import FileEntry, Folder, Source
+from porting.updates import LoraPair
 
 __all__ = [
     "Adapter",
@@ -18,6 +19,7 @@ __all__ = [
     "Layout",
     "LoraPair",
     "Plan",
+    "Port",
     "PortllmError",
     "Refused",
     "Source",
@@ -25,6 +27,7 @@ __all__ = [
     "UsageError",
     "classify",
     "merge",
+    "merge_all",
     "plan",
     "read_adapter",
     "read_layout",

@@ -7,11 +7,17 @@ from typing import Any, Literal
 from porting.files import PROCESSOR, PROMPT, TOKENIZER, matches
 from porting.layout import WEIGHTS, Layout, read_layout
 from porting.source import Source, read_json
+from porting.vocabulary import TOKENIZER as TOKENIZER_JSON
+from porting.vocabulary import compare_vocabularies
 
-Kind = Literal["nothing", "metadata", "tokenizer", "weights", "shapes", "architecture"]
+Kind = Literal[
+    "nothing", "metadata", "weights", "vocabulary", "tokenizer", "shapes", "architecture"
+]
 
 # Keys of config.json that say who wrote it, not what the model computes.
 HARMLESS = {"transformers_version", "_name_or_path", "transformers.js_config"}
+# What lists tokens beside tokenizer.json, and may grow with it.
+TOKEN_LISTS = {"added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
 SPECIAL_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
 
 
@@ -25,10 +31,12 @@ class Change:
 
 
 def classify(old: Source, new: Source) -> Change:
-    """Compare two releases by file identities, `config.json` and safetensors headers.
+    """Compare two releases by file identities, `config.json`, tokenizer and safetensors headers.
 
-    The gravest kind wins: architecture, shapes, tokenizer, weights, metadata, nothing. Only
-    `weights` leaves a patch's meaning in place, so whatever is in doubt counts as graver.
+    The gravest kind wins: architecture, shapes, tokenizer, vocabulary, weights, metadata, nothing.
+    `vocabulary` means that tokens, and rows for them, were appended and nothing else about the
+    tokens changed. From `vocabulary` on a patch keeps its meaning, so whatever is in doubt counts
+    as graver.
 
     Raises:
         Refused: one of the two has no readable config or safetensors where they changed.
@@ -47,6 +55,8 @@ def classify(old: Source, new: Source) -> Change:
     if not changed:
         return Change("nothing", "No file differs.", ())
     keys = _changed_keys(old, new) if "config.json" in changed else []
+    if reason := _grown(old, new, changed, keys):
+        return Change("vocabulary", reason, changed)
     if reason := _architecture(changed, keys):
         return Change("architecture", reason, changed)
     weights = _weights(changed, old, new)
@@ -59,6 +69,43 @@ def classify(old: Source, new: Source) -> Change:
     if weights:
         return Change("weights", _describe(*weights), changed)
     return Change("metadata", f"Only {_name(changed)} changed.", changed)
+
+
+def _grown(old: Source, new: Source, changed: tuple[str, ...], keys: list[str]) -> str | None:
+    """Why this is nothing but new tokens and new rows; None if it is anything else."""
+    prompt = [file for file in changed if matches(file, TOKENIZER + PROMPT + PROCESSOR)]
+    if TOKENIZER_JSON not in changed or any(key != "vocab_size" for key in keys):
+        return None
+    if any(file.endswith(".py") for file in changed):
+        return None
+    for file in prompt:
+        if file != TOKENIZER_JSON and not _same_but_lists(old, new, file):
+            return None
+    grown, reason = compare_vocabularies(old, new)
+    if grown != "grown":
+        return None
+    before, after = read_layout(old).tensors, read_layout(new).tensors
+    sizes = [_config(source).get("vocab_size") for source in (old, new)]
+    if before.keys() != after.keys():
+        return None
+    for name, tensor in before.items():
+        other = after[name]
+        same = tensor.dtype == other.dtype and tensor.shape[1:] == other.shape[1:]
+        rows = [tensor.shape[:1], other.shape[:1]]
+        if not same or (rows[0] != rows[1] and rows != [(size,) for size in sizes]):
+            return None
+    return f"{reason[:-1]}, and rows for them; the old tokens keep their numbers."
+
+
+def _same_but_lists(old: Source, new: Source, file: str) -> bool:
+    """Whether a small JSON file of the tokenizer differs only in its lists of tokens."""
+    if file not in old.files() or file not in new.files() or not file.endswith(".json"):
+        return False
+    if file == "added_tokens.json":
+        return True  # listed in tokenizer.json again, which is compared token by token
+    before, after = read_json(old, file), read_json(new, file)
+    keys = (before.keys() | after.keys()) - TOKEN_LISTS
+    return all(before.get(key) == after.get(key) for key in keys)
 
 
 def _name(names: Sequence[str]) -> str:

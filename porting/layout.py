@@ -15,6 +15,8 @@ from porting.source import MAX_JSON_BYTES, FileEntry, Source, parse_json, read_j
 
 WEIGHTS = "model.safetensors"
 SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
+FLOATS = ("F32", "F16", "BF16")
+MAX_NAME = 500
 FIRST_READ = 1 << 16  # one request is enough for the header of most files
 
 BITS = (
@@ -49,10 +51,13 @@ class Layout:
     index: str | None
 
 
-def read_layout(source: Source, single: str = WEIGHTS) -> Layout:
+def read_layout(source: Source, single: str = WEIGHTS, *, whole: bool = True) -> Layout:
     """Read the headers of `single`, or of the shards that `<single>.index.json` names.
 
     Where both exist, `single` is read, as Transformers does.
+
+    Args:
+        whole: whether every shard must be there; if not, those that are missing are left out.
 
     Raises:
         Refused: no such file, or any header or index that breaks the format.
@@ -67,21 +72,24 @@ def read_layout(source: Source, single: str = WEIGHTS) -> Layout:
             f"{source.name} has neither {single} nor {index}: only safetensors are read, never "
             "pickles; convert the weights and push them"
         )
-    return _read_shards(source, index, present)
+    return _read_shards(source, index, present, whole)
 
 
-def _read_shards(source: Source, index: str, present: Mapping[str, FileEntry]) -> Layout:
+def _read_shards(
+    source: Source, index: str, present: Mapping[str, FileEntry], whole: bool
+) -> Layout:
     where = f"{index} in {source.name}"
     weight_map = read_json(source, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Refused(f"{where}: weight_map must be an object of tensor and file names")
     for file in weight_map.values():
-        if not isinstance(file, str) or not SHARD.fullmatch(file) or file not in present:
+        named = isinstance(file, str) and SHARD.fullmatch(file)
+        if not named or (whole and file not in present):
             raise Refused(
                 f"{where}: weight_map names {file!r}, which is not a safetensors file beside it"
             )
     tensors: dict[str, TensorInfo] = {}
-    files = tuple(sorted(set(weight_map.values())))
+    files = tuple(sorted(set(weight_map.values()) & present.keys()))
     for file in files:
         for tensor in _read_header(source, file, present[file].size):
             if weight_map.get(tensor.name) != file:
@@ -90,7 +98,8 @@ def _read_shards(source: Source, index: str, present: Mapping[str, FileEntry]) -
                     f"{tensor.name!r}, but {file} holds it: write the index again"
                 )
             tensors[tensor.name] = tensor
-    if missing := sorted(weight_map.keys() - tensors.keys()):
+    promised = {name for name, file in weight_map.items() if file in files}
+    if missing := sorted(promised - tensors.keys()):
         raise Refused(
             f"{where}: weight_map promises {missing[0]!r} in {weight_map[missing[0]]}, which does "
             "not hold it: write the index again"
@@ -130,8 +139,8 @@ def _check_metadata(metadata: Any, where: str) -> None:
 def _parse(name: str, entry: Any, file: str, begin: int, where: str) -> TensorInfo:
     """One entry of a header, `begin` being the byte where the data starts."""
     field = f"{where}: tensor {name!r}"
-    if not name.isprintable():
-        raise Refused(f"{field} has a name with unprintable characters")
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise Refused(f"{where}: tensor {name[:MAX_NAME]!r} has a name that no model uses")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Refused(f"{field} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,22 +1,40 @@
-"""Write the merged model: one file at a time, in blocks, hashed on the way, safe to interrupt."""
+"""Write merged models: one pass over the base for any number of patches, safe to interrupt."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from porting import adapter
-from porting.adapter import read_adapter
+from porting.adapter import Adapter, read_adapter
+from porting.blocks import Target, write_file
 from porting.errors import Refused, UsageError
-from porting.layout import read_layout
+from porting.layout import TensorInfo, read_layout
 from porting.mapping import Touch
-from porting.plan import Plan
+from porting.plan import Plan, plan
+from porting.rewrite import edited_files, header_with
 from porting.source import Folder
-from porting.staging import staged
+from porting.staging import staged, sync
+from porting.updates import Operator
 
-BLOCK = 1 << 20  # bytes, fixed: the result must not depend on the machine
+if TYPE_CHECKING:  # torch takes seconds to import
+    from porting.deltas import Deltas, Touches
+
+Progress = Callable[[int], object]
+Finished = Callable[[str], object]
+FILES_AT_ONCE = 2  # each holds a few blocks in memory, and is hashed by one thread
+
+
+@dataclass(frozen=True)
+class Port:
+    """One patch on its way to a base, and the base it was trained on where `plan` needed it."""
+
+    plan: Plan
+    patch: Path
+    old_base: Path | None = None
 
 
 def merge(
@@ -24,7 +42,11 @@ def merge(
     base: Path,
     patch: Path,
     out: Path,
-    progress: Callable[[int], object] = lambda _: None,
+    progress: Progress = lambda _: None,
+    *,
+    old_base: Path | None = None,
+    hashed: bool = True,
+    finished: Finished = lambda _: None,
 ) -> dict[str, str]:
     """Write `base` with the updates of `patch` to `out`, as `plan` says.
 
@@ -32,121 +54,186 @@ def merge(
     appears whole or not at all; after a crash, the same call keeps the files that are finished.
 
     Args:
-        progress: called with the number of bytes done since the last call.
+        progress: called with the number of bytes done since the last call, from any thread.
+        old_base: the base that the plan was made with, if it was.
+        hashed: whether to hash what is written.
+        finished: called with the name of every file that is done, from any thread.
 
     Returns:
-        sha256 of every file written, by name.
+        sha256 of every file written, by name; empty strings if not `hashed`.
 
     Raises:
         Refused: the files are not those of the plan, or a value is not finite.
         UsageError: `plan` is not that of a merge, or `out` exists and is not empty.
     """
-    from porting.update import one_thread  # torch takes seconds to import: only merges pay
-
-    if plan.as_ != "merged":
-        raise UsageError("This plan is for an adapter: make one with as_='merged'")
-    base_folder, patch_folder = Folder(base), Folder(patch)
-    _check_unchanged(plan, base_folder, patch_folder)
-    files = sorted({*plan.copied_files, *(touch.tensor.file for touch in plan.touched)})
-    digests = {}
-    with staged(out, keep=[*files, *map(_marker, files)]) as stage, one_thread():
-        for file in files:
-            touches = [touch for touch in plan.touched if touch.tensor.file == file]
-            path, marker = base_folder.locate(file), stage / _marker(file)
-            inputs = _identity(path, patch_folder.locate(adapter.WEIGHTS), touches)
-            digest = _finished(stage / file, marker, inputs)
-            if digest:
-                progress(path.stat().st_size)
-            else:
-                marker.unlink(missing_ok=True)
-                digest = _write(path, stage / file, touches, patch_folder, progress)
-                marker.write_text(f"{inputs} {digest}", encoding="ascii")
-            digests[file] = digest
-        for file in files:
-            (stage / _marker(file)).unlink()
+    [digests] = merge_all(
+        [Port(plan, patch, old_base)], base, [out], progress, hashed=hashed, finished=finished
+    )
     return digests
 
 
-def _check_unchanged(plan: Plan, base: Folder, patch: Folder) -> None:
-    if read_layout(base) != plan.layout:
+def merge_all(
+    ports: Sequence[Port],
+    base: Path,
+    outs: Sequence[Path],
+    progress: Progress = lambda _: None,
+    *,
+    hashed: bool = True,
+    finished: Finished = lambda _: None,
+) -> list[dict[str, str]]:
+    """`merge` for several patches on one base, which is read once; the same bytes as one by one."""
+    merger = Merger(ports, base, hashed)
+    keep = [*merger.files, *map(_marker, merger.files)]
+    with ExitStack() as stack:
+        stages = [stack.enter_context(staged(out, keep)) for out in outs]
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            waiting = [
+                pool.submit(_once, merger, file, stages, progress, finished)
+                for file in merger.files
+            ]
+            try:
+                digests = [future.result() for future in waiting]
+            finally:
+                pool.shutdown(cancel_futures=True)
+        for stage in stages:
+            for file in merger.files:
+                (stage / _marker(file)).unlink()
+    return [dict(zip(merger.files, of_port, strict=True)) for of_port in zip(*digests, strict=True)]
+
+
+class Merger:
+    """Checked ports on one base, ready to write any of its files.
+
+    Raises:
+        Refused: the files are not those of the plans, or a patch holds NaN or an infinity.
+        UsageError: a plan is not that of a merge.
+    """
+
+    def __init__(self, ports: Sequence[Port], base: Path, hashed: bool = True) -> None:
+        from porting.deltas import Deltas, check_finite
+
+        self.ports, self.base, self.hashed = ports, Folder(base), hashed
+        self.files = ports[0].plan.written_files
+        self._deltas: list[Deltas] = []
+        self._edited = [edited_files(port.plan, self.base) for port in ports]
+        for port in ports:
+            patch, found = _checked(port, self.base)
+            check_finite(patch, [t for update in found.updates for t in update.tensors])
+            old = Folder(port.old_base) if port.old_base else None
+            self._deltas.append(
+                Deltas(patch, found.config, self.base, old, port.plan.policy, _shapes(port.plan))
+            )
+
+    def write(self, file: str, paths: Sequence[Path], progress: Progress) -> list[str]:
+        """Write `file` of every port to its path; returns the sha256 of each."""
+        from porting.deltas import one_thread
+
+        if any(file in edited for edited in self._edited):
+            return self._small(file, paths, progress)
+        layout = self.ports[0].plan.layout
+        tensors = [tensor for tensor in layout.tensors.values() if tensor.file == file]
+        targets = []
+        for port, deltas, path in zip(self.ports, self._deltas, paths, strict=True):
+            head = port.plan.head if port.plan.head and port.plan.head.file == file else None
+            by_name: dict[str, list[Touch]] = {}
+            for touch in port.plan.touches_of(file):
+                by_name.setdefault(touch.tensor.name, []).append(touch)
+            targets.append(
+                Target(
+                    path=path,
+                    touches=partial(_touches, by_name, deltas),
+                    header=header_with(head, self.base, layout) if head else None,
+                    appended=head,
+                )
+            )
+        with one_thread():
+            return write_file(self.base.locate(file), tensors, targets, progress, self.hashed)
+
+    def _small(self, file: str, paths: Sequence[Path], progress: Progress) -> list[str]:
+        own = self.base.read(file, 0, self.base.files()[file].size)
+        digests = []
+        for edited, path in zip(self._edited, paths, strict=True):
+            content = edited.get(file, own)
+            path.write_bytes(content)
+            sync(path)
+            progress(len(content))
+            digests.append(hashlib.sha256(content).hexdigest() if self.hashed else "")
+        return digests
+
+    def identity(self, file: str, number: int) -> str:
+        """What port `number` makes `file` of: another base, patch or plan gives another answer."""
+        port = self.ports[number]
+        inputs = [self.base.locate(file)]
+        for folder in filter(None, (port.patch, port.old_base)):
+            inputs += [Folder(folder).locate(name) for name in Folder(folder).files()]
+        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
+        made_of = (stats, port.plan.touches_of(file), port.plan.head, port.plan.policy)
+        return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+def _checked(port: Port, base: Folder) -> tuple[Folder, Adapter]:
+    if port.plan.as_ != "merged":
+        raise UsageError("This plan is for an adapter: make one with as_='merged'")
+    if read_layout(base) != port.plan.layout:
         raise Refused(f"{base.name}: its tensors are not those of the plan; plan again")
-    if set(read_adapter(patch).pairs) != {touch.pair for touch in plan.touched}:
+    patch = Folder(port.patch)
+    again = plan(
+        base,
+        patch,
+        as_="merged",
+        old_base=Folder(port.old_base) if port.old_base else None,
+        policy=port.plan.policy,
+    )
+    if again.touched != port.plan.touched:
         raise Refused(f"{patch.name}: its updates are not those of the plan; plan again")
+    return patch, read_adapter(patch)
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """`(out, in)` of the layer of every operator, also where only its bias is touched."""
+    shapes = {}
+    for touch in plan.touched:
+        if isinstance(touch.update, Operator):
+            name = touch.tensor.name.removesuffix(touch.update.parameter) + "weight"
+            shape = plan.layout.tensors.get(name, touch.tensor).shape
+            shapes[touch.update.module] = shape[::-1] if touch.transposed else shape
+    return shapes
+
+
+def _touches(by_name: Mapping[str, list[Touch]], deltas: "Deltas", tensor: TensorInfo) -> "Touches":
+    return [(touch, deltas.of(touch)) for touch in by_name.get(tensor.name, [])]
+
+
+def _once(
+    merger: Merger, file: str, stages: Sequence[Path], progress: Progress, finished: Finished
+) -> list[str]:
+    """Write a file of every port under a temporary name, and rename it; not if that was done."""
+    made_of = [merger.identity(file, number) for number in range(len(stages))]
+    found = [_finished(stage, file, inputs) for stage, inputs in zip(stages, made_of, strict=True)]
+    if all(digest is not None and bool(digest) >= merger.hashed for digest in found):
+        for stage in stages:
+            progress((stage / file).stat().st_size)
+        finished(file)
+        return [digest or "" for digest in found]
+    for stage in stages:
+        (stage / _marker(file)).unlink(missing_ok=True)
+    parts = [stage / f".{file}.part" for stage in stages]
+    digests = merger.write(file, parts, progress)
+    for stage, part, inputs, digest in zip(stages, parts, made_of, digests, strict=True):
+        part.rename(stage / file)
+        (stage / _marker(file)).write_text(f"{inputs} {digest}", encoding="ascii")
+    finished(file)
+    return digests
 
 
 def _marker(file: str) -> str:
     return f".{file}.done"
 
 
-def _identity(base: Path, patch: Path, touches: list[Touch]) -> str:
-    """What a finished file was made of: another base, patch or plan makes it unfinished."""
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in (base, patch)]
-    return hashlib.sha256(repr((stats, touches)).encode()).hexdigest()
-
-
-def _finished(target: Path, marker: Path, inputs: str) -> str | None:
-    """The sha256 of `target` if an earlier call finished it from the same inputs."""
-    if not target.exists() or not marker.exists():
+def _finished(stage: Path, file: str, inputs: str) -> str | None:
+    """What an earlier call found as the sha256 of `file`, made of the same inputs."""
+    marker = stage / _marker(file)
+    if not (stage / file).exists() or not marker.exists():
         return None
     made_of, _, digest = marker.read_text(encoding="ascii").partition(" ")
-    return digest if made_of == inputs and len(digest) == 64 else None
-
-
-def _write(
-    path: Path,
-    target: Path,
-    touches: list[Touch],
-    patch: Folder,
-    progress: Callable[[int], object],
-) -> str:
-    """Write one file under a temporary name, rename it, and return its sha256."""
-    part = target.with_name(f".{target.name}.part")
-    digest = hashlib.sha256()
-    with path.open("rb") as reader, part.open("wb") as writer, ThreadPoolExecutor(1) as hasher:
-        hashed = hasher.submit(digest.update, b"")
-        for block in _blocks(reader, path.stat().st_size, touches, patch):
-            hashed.result()  # at most one block waits, so memory stays small
-            hashed = hasher.submit(digest.update, block)
-            writer.write(block)
-            progress(len(block))
-        writer.flush()
-        os.fsync(writer.fileno())
-    part.rename(target)
-    return digest.hexdigest()
-
-
-def _blocks(
-    reader: BufferedReader, size: int, touches: list[Touch], patch: Folder
-) -> Iterator[bytearray]:
-    """The new content of a file of `size` bytes, from its old content."""
-    position = 0
-    for touch in sorted(touches, key=lambda touch: touch.tensor.start):
-        yield from _copied(reader, touch.tensor.start - position)
-        yield from _updated(reader, touch, patch)
-        position = touch.tensor.end
-    yield from _copied(reader, size - position)
-
-
-def _copied(reader: BufferedReader, size: int) -> Iterator[bytearray]:
-    for start in range(0, size, BLOCK):
-        yield _read(reader, min(BLOCK, size - start))
-
-
-def _updated(reader: BufferedReader, touch: Touch, patch: Folder) -> Iterator[bytearray]:
-    from porting.update import Update
-
-    update = Update(touch, patch)
-    rows = touch.tensor.shape[0]
-    row_bytes = (touch.tensor.end - touch.tensor.start) // rows
-    step = max(1, BLOCK // row_bytes)
-    for row in range(0, rows, step):
-        block = _read(reader, min(step, rows - row) * row_bytes)
-        update.apply(block, row)
-        yield block
-
-
-def _read(reader: BufferedReader, size: int) -> bytearray:
-    block = bytearray(size)
-    if reader.readinto(block) != size:
-        raise Refused(f"{reader.name} became shorter while it was read; fetch it again")
-    return block
+    return digest if made_of == inputs else None

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from porting import Folder, Refused, classify
+from porting import Folder, Refused, classify, plan
 from tests import tiny
 
 
@@ -137,3 +138,66 @@ def test_a_release_whose_weights_became_pickles_is_refused(tmp_path: Path) -> No
     (new / "model.safetensors").rename(new / "pytorch_model.bin")
     with pytest.raises(Refused, match="never pickles"):
         classify(Folder(old), Folder(new))
+
+
+def grow(folder: Path, tokens: int = 4, rows: int = 4) -> None:
+    """Append tokens to the tokenizer and rows to the embedding and the head, nothing else."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for number in range(tokens):
+        tokenizer["added_tokens"].append(
+            {"id": tiny.VOCABULARY + number, "content": f"<new{number}>", "special": True}
+        )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    set_config(vocab_size=tiny.VOCABULARY + rows)(folder)
+    reshard(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.ones(rows, 32)])
+    save_file(tensors, folder / "model.safetensors")
+
+
+def retoken(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        grow(folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        change(tokenizer)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind"),
+    [
+        (grow, "vocabulary"),
+        (lambda folder: (grow(folder), write("README.md")(folder)), "vocabulary"),
+        (lambda folder: grow(folder, rows=3), "vocabulary"),
+        (lambda folder: grow(folder, tokens=0), "architecture"),
+        (lambda folder: (grow(folder), write("chat_template.jinja")(folder)), "architecture"),
+        (lambda folder: (grow(folder), set_config(rope_theta=9.0)(folder)), "architecture"),
+        (lambda folder: (grow(folder), write("modeling.py")(folder)), "architecture"),
+        (retoken(lambda t: t["model"]["vocab"].update(w0=2, w1=1)), "architecture"),
+        (retoken(lambda t: t["model"]["vocab"].pop("w7")), "architecture"),
+        (retoken(lambda t: t["added_tokens"][-1].update(id=5)), "architecture"),
+        (retoken(lambda t: t.update(normalizer={"type": "Lowercase"})), "architecture"),
+        (retoken(lambda t: t["model"].update(unk_token="w1")), "architecture"),
+    ],
+)
+def test_a_vocabulary_that_only_grew_keeps_a_patchs_meaning(
+    tmp_path: Path, edit: Callable[[Path], None], kind: str
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    tiny.save_base(old, shard_size="30KB")
+    tiny.save_tokenizer(old)
+    shutil.copytree(old, new)
+    edit(new)
+    change = classify(Folder(old), Folder(new))
+    assert change.kind == kind
+    if kind == "vocabulary":
+        assert "4 tokens were added" in change.reason
+    patch = tiny.save_adapter(tmp_path / "patch", old, target_modules=["q_proj"])
+    if edit.__name__ == "edit":
+        with pytest.raises(Refused, match=r"tokenizer\.json .* Train the patch again"):
+            plan(Folder(new), Folder(patch), as_="merged", old_base=Folder(old))
+    else:
+        assert plan(Folder(new), Folder(patch), as_="merged", old_base=Folder(old)).touched

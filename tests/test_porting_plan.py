@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from porting import Folder, Plan, Refused, merge, plan, repoint
 from tests import tiny
@@ -47,8 +47,10 @@ def test_a_plan_prints_itself(tmp_path: Path) -> None:
         "shape": [16, 32],
         "dtype": "BF16",
         "module": "model.layers.1.self_attn.v_proj",
+        "update": "LoraPair",
         "rank": 2,
         "scale": 4.0,
+        "expert": None,
     }
     copied = set(printed["copied_files"])
     assert {"config.json", "tokenizer.json", "LICENSE.txt", "chat_template.jinja"} <= copied
@@ -103,7 +105,11 @@ def test_one_prefix_more_or_less_is_found(
 @pytest.mark.parametrize(
     ("tensors", "shapes", "said"),
     [
-        ({"a.x.q.weight": (8, 6)}, {"q": (8, 6)}, "no tensor for 'q' (the nearest name is a.x.q"),
+        (
+            {"a.x.q.weight": (8, 6)},
+            {"q": (8, 6)},
+            "no tensor for 'q.weight' (the nearest name is a.x.q",
+        ),
         ({"model.k.weight": (8, 6)}, {"model.q": (8, 6)}, "nearest name is model.k.weight"),
         (
             {"a.q.weight": (8, 6), "b.q.weight": (8, 6)},
@@ -111,14 +117,14 @@ def test_one_prefix_more_or_less_is_found(
             "may be any of ['a.q.weight'",
         ),
         ({"q.weight": (8, 6), "b.a.q.weight": (8, 6)}, {"a.q": (8, 6)}, "may be any of ['b.a.q"),
-        ({"q.weight": (8, 6)}, {"q": (8, 6), "a.q": (8, 6)}, "'a.q' and 'q' both touch 'q.weight'"),
+        ({"q.weight": (8, 6)}, {"q": (8, 6), "a.q": (8, 6)}, "by several prefixes"),
         (
             {"q.weight": (8, 6), "b.k.weight": (8, 6)},
             {"a.q": (8, 6), "k": (8, 6)},
             "by several prefixes",
         ),
         ({"q.weight": (8, 5)}, {"q": (8, 6)}, "shape (8, 6), but 'q.weight'"),
-        ({"q.weight": (8, 6, 1)}, {"q": (8, 6)}, "has shape (8, 6, 1)"),
+        ({"q.weight": (8, 6, 1)}, {"q": (8, 6)}, "holds 8 experts"),
     ],
 )
 @pytest.mark.parametrize("as_", ["merged", "adapter"])
@@ -130,13 +136,13 @@ def test_a_module_without_exactly_one_tensor_of_its_shape_is_refused(
     as_: str,
 ) -> None:
     base = {"tensors": {name: torch.zeros(shape) for name, shape in tensors.items()}}
-    with pytest.raises(Refused, match=r"adapter_model\.safetensors") as refusal:
+    with pytest.raises(Refused, match=r"adapter_model\.safetensors|[Tt]he patch's") as refusal:
         plan_of(tmp_path, base, {"shapes": shapes}, as_)
     assert said in str(refusal.value)
 
 
 def turned(made: Plan) -> dict[str, bool]:
-    return {touch.pair.module: touch.transposed for touch in made.touched}
+    return {touch.update.target.removesuffix(".weight"): touch.transposed for touch in made.touched}
 
 
 def test_the_shape_decides_how_a_weight_is_kept(tmp_path: Path) -> None:
@@ -174,28 +180,27 @@ def test_square_weights_of_gpt2_are_known_by_name(tmp_path: Path) -> None:
         {"text_config": {"tie_word_embeddings": True, "vocab_size": 96}},
     ],
 )
-def test_a_tied_head_can_be_adapted_but_not_merged(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_tied_head_gets_a_tensor_of_its_own(tmp_path: Path, config: dict[str, Any]) -> None:
     base = {"tensors": zeros(embed__weight=(96, 8)), "config": config}
     patch = {"shapes": {"lm_head": (96, 8)}}
     made = plan_of(tmp_path / "1", base, patch, "adapter")
-    assert [touch.tensor.name for touch in made.touched] == ["embed.weight"]
-    with pytest.raises(Refused, match=r"config\.json .*tie_word_embeddings .*'lm_head'"):
-        plan_of(tmp_path / "2", base, patch, "merged")
+    assert made.head is None
+    made = plan_of(tmp_path / "2", base, patch, "merged")
+    assert [touch.tensor.name for touch in made.touched] == ["lm_head.weight"]
+    assert made.head is not None
+    assert made.head.start == made.layout.tensors["embed.weight"].start
     base["tensors"] = zeros(embed__weight=(95, 8))
-    with pytest.raises(Refused, match=r"tied head, but .* 0 tensors of its shape"):
+    with pytest.raises(Refused, match=r"tied head, but .* 0 tensors of 96 rows"):
         plan_of(tmp_path / "3", base, patch, "adapter")
 
 
 def test_an_untied_head_is_merged_as_in_peft(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", tied=False)
     patch = tiny.save_adapter(tmp_path / "patch", base, target_modules=["lm_head", "q_proj"])
-    with pytest.raises(Refused, match=r"'.*lm_head\.base_layer\.weight' .*save_embedding_layers"):
+    with pytest.raises(Refused, match=r"save_embedding_layers .*give that base too"):
         plan(Folder(base), Folder(patch), as_="merged")  # PEFT saves the whole head by default
-    weights = load_file(patch / "adapter_model.safetensors")
-    save_file(
-        {k: t for k, t in weights.items() if "lora" in k}, patch / "adapter_model.safetensors"
-    )
-    merge(plan(Folder(base), Folder(patch), as_="merged"), base, patch, tmp_path / "out")
+    made = plan(Folder(base), Folder(patch), as_="merged", old_base=Folder(base))
+    merge(made, base, patch, tmp_path / "out", old_base=base)
     ours = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
     peft = tiny.load_adapted(base, patch).merge_and_unload().state_dict()["lm_head.weight"]
     torch.testing.assert_close(ours, peft)
@@ -212,6 +217,28 @@ def test_a_quantised_base_takes_an_adapter_but_no_merge(tmp_path: Path) -> None:
     assert "quantised" in made.summary
     with pytest.raises(Refused, match=r"config\.json .*quantization_config"):
         plan_of(tmp_path / "2", base, patch, "merged")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("q.qweight", None),  # GPTQ, AWQ
+        ("q.weight.absmax", None),  # bitsandbytes
+        ("q.weight_scale_inv", None),  # FP8
+        ("q.weight", "quantize_config.json"),  # GPTQ before config.json had a field for it
+        ("q.weight", "quant_config.json"),  # AWQ
+    ],
+)
+def test_quantised_bases_are_known_without_their_config(
+    tmp_path: Path, name: str, file: str | None
+) -> None:
+    base = tiny.raw_base(tmp_path / "base", {name: torch.zeros(24, 1, dtype=torch.uint8)})
+    patch = tiny.raw_adapter(tmp_path / "patch", {"q": (8, 6)})
+    if file:
+        (base / file).write_text("{}")
+    assert plan(Folder(base), Folder(patch), as_="adapter").touched == ()
+    with pytest.raises(Refused, match=r"quantised .* follow the unquantised base"):
+        plan(Folder(base), Folder(patch), as_="merged")
 
 
 def test_a_base_of_another_dtype_is_not_merged_into(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""A head and an embedding that share one tensor, and updates that are meant for one of them."""
+
+from dataclasses import replace
+
+from porting.errors import Refused
+from porting.layout import TensorInfo
+from porting.mapping import Parameters, Touch, is_tied, vocabulary
+from porting.updates import Absolute, Addend
+
+
+def untied_head(touches: tuple[Touch, ...], base: Parameters) -> TensorInfo | None:
+    """The head that needs a tensor of its own, or None where the shared one can stay shared.
+
+    Its start and end are those of the embedding, whose values it starts from. An adapter that is
+    not merged changes the head alone, or the embedding alone; writing its update into the shared
+    tensor would change both (peft#2018). Trained tokens change both, as PEFT does it.
+
+    Raises:
+        Refused: the two can't be told apart.
+    """
+    if not is_tied(base.config):
+        return None
+    heads = [touch for touch in touches if base.is_tied_head(touch.update)]
+    shared = [touch for touch in touches if _is_embedding(touch, base) and touch not in heads]
+    whole = [touch for touch in shared if not _is_rows(touch)]
+    if not heads and not whole:
+        return None
+    if heads:
+        name = heads[0].tensor.name
+    else:
+        found = _head_of(whole[0].update.target, base)
+        if found is None:
+            return None
+        name = found
+    if len(shared) > len(whole):
+        raise Refused(
+            f"config.json in {base.base}: tie_word_embeddings makes {name!r} and "
+            f"{shared[0].tensor.name!r} one tensor, and the patch both trains tokens and updates "
+            "one of the two; ask for an adapter"
+        )
+    embedding = base.layout.tensors[(whole or shared)[0].tensor.name] if shared else None
+    if embedding is None:
+        embedding = base.embedding(heads[0].update)
+    return replace(embedding, name=name)
+
+
+def _is_rows(touch: Touch) -> bool:
+    return isinstance(touch.update, Absolute) and touch.update.rows is not None
+
+
+def _is_embedding(touch: Touch, base: Parameters) -> bool:
+    whole = base.layout.tensors.get(touch.tensor.name)
+    in_a_block = any(part.isdigit() for part in touch.update.target.split("."))
+    return (
+        whole is not None
+        and not isinstance(touch.update, Addend)  # of a full delta, made where the two were one
+        and not in_a_block
+        and len(whole.shape) == 2
+        and whole.shape[0] == vocabulary(base.config)
+    )
+
+
+def _head_of(embedding: str, base: Parameters) -> str | None:
+    """The name of the head that Transformers ties to `embedding`; None if that model has none."""
+    import transformers  # seconds: only patches on embeddings of tied models pay
+
+    names = base.config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    model = getattr(transformers, name, None) if isinstance(name, str) else None
+    tied = getattr(model, "_tied_weights_keys", None)
+    if model is None or not isinstance(tied, dict | None):
+        raise Refused(
+            f"config.json in {base.base}: architectures is not one of Transformers' own models, so "
+            f"nobody can tell what is tied to {embedding!r}; ask for an adapter"
+        )
+    heads = [head for head, source in (tied or {}).items() if source == embedding]
+    if len(heads) > 1:
+        raise Refused(
+            f"config.json in {base.base}: tie_word_embeddings ties {heads} to {embedding!r}, which "
+            "can't be told apart in one port; ask for an adapter"
+        )
+    if heads and heads[0] in base.layout.tensors:
+        return None
+    return heads[0] if heads else None
