@@ -8,14 +8,16 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bot.arms import ARMS
 from bot.evaluation import read_evaluation
-from porting import Folder, merge, plan, repoint
+from porting import Folder, Port, merge, plan, repoint
 from porting.errors import Refused, UsageError
+from porting.merge import Merger
 
 
 def tell(**message: Any) -> None:
@@ -25,27 +27,67 @@ def tell(**message: Any) -> None:
 def port(job: dict[str, Any]) -> dict[str, str]:
     """Write the asked forms below `out`; returns the sha256 of every file, by path below `out`."""
     patch, out = Path(job["patch"]), Path(job["out"])
+    base = Path(job["base"]) if "base" in job else None
+    old_base = Path(job["old_base"]) if "old_base" in job else None
     digests: dict[str, str] = {}
     if job["form"] in ("merged", "both"):
-        base = Path(job["base"])
-        written = _merge(base, patch, out / "merged")
+        assert base is not None
+        old = Folder(old_base) if old_base else None
+        made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=job["policy"])
+        told = _Merging(made.bytes_out)
+        written = merge(
+            made,
+            base,
+            patch,
+            out / "merged",
+            told.add,
+            old_base=old_base,
+            hashed=job["hashed"],
+            finished=told.finish,
+        )
         digests |= {f"merged/{name}": digest for name, digest in written.items()}
     if job["form"] in ("adapter", "both"):
-        written = repoint(patch, out / "adapter", job["base_repo"], job["base_sha"])
+        repo, sha = job["base_repo"], job["base_sha"]
+        written = repoint(patch, out / "adapter", repo, sha, base=base, old_base=old_base)
         digests |= {f"adapter/{name}": digest for name, digest in written.items()}
     return digests
 
 
-def _merge(base: Path, patch: Path, out: Path) -> dict[str, str]:
-    made = plan(Folder(base), Folder(patch), as_="merged")
-    done = 0
+def port_file(job: dict[str, Any]) -> str:
+    """Write `file` of a merged model to `out`; returns its sha256.
 
-    def progress(size: int) -> None:
-        nonlocal done
-        done += size
-        tell(progress=["merging, MB", done // 1_000_000, made.bytes_out // 1_000_000])
+    Of the base's other weights only the headers are there (`bot.remote`). They are removed once
+    the plan is made, so that a read of their values would be an error rather than zeros.
+    """
+    base, patch, file = Path(job["base"]), Path(job["patch"]), job["file"]
+    old_base = Path(job["old_base"]) if "old_base" in job else None
+    old = Folder(old_base) if old_base else None
+    made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=job["policy"])
+    merger = Merger([Port(made, patch, old_base)], base)
+    for other in set(made.layout.files) - {file}:
+        (base / other).unlink()
+    told = _Merging((base / file).stat().st_size)
+    [digest] = merger.write(file, [Path(job["out"])], told.add)
+    return digest
 
-    return merge(made, base, patch, out, progress)
+
+class _Merging:
+    """Tells how many bytes are written, and which files are finished; from any thread."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total, self._lock = 0, total, threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self.done = min(self.done + size, self.total)
+            self._tell("")
+
+    def finish(self, file: str) -> None:
+        with self._lock:
+            self._tell(file)
+
+    def _tell(self, file: str) -> None:
+        tell(progress=["merging, bytes", self.done, self.total, file])
 
 
 def score(job: dict[str, Any]) -> dict[str, list[int]]:
@@ -66,6 +108,30 @@ def _judging(arm: str, done: int, total: int) -> None:
     tell(progress=[f"judging {ARMS[arm]}, items", done, total])
 
 
+def extract(job: dict[str, Any]) -> dict[str, Any]:
+    """Write to `out` what makes `tuned` of `base`; returns the report of `porting`'s function."""
+    from porting.extract import extract_lora, of_energy, of_rank  # torch: seconds to import
+    from porting.subtract import extract_full
+
+    tuned, base, out = (Path(job[name]) for name in ("tuned", "base", "out"))
+    if job["as"] == "full":
+        return extract_full(tuned, base, out, job["address"], _telling)
+    rank = of_rank(job["value"]) if job["as"] == "rank" else of_energy(job["value"])
+    return extract_lora(tuned, base, out, rank, job["address"], _telling)
+
+
+def _telling(what: str, done: int, total: int) -> None:
+    tell(progress=[what, done, total])
+
+
+def stack(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the weighted sum of several LoRAs to `out`; returns the report of `porting`'s."""
+    from porting import stack  # torch: seconds to import
+
+    patches = [Path(patch) for patch in job["patches"]]
+    return stack.stack(patches, job["weights"], Path(job["out"]))
+
+
 def _end_with_parent() -> None:
     sys.stdin.read()
     os._exit(1)
@@ -75,7 +141,14 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = json.loads(sys.argv[1])
     try:
-        result = {"port": port, "score": score}[job["do"]](job)
+        work: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "port": port,
+            "port_file": port_file,
+            "score": score,
+            "extract": extract,
+            "stack": stack,
+        }
+        result = work[job["do"]](job)
     except Refused as refusal:
         tell(refused=str(refusal))
     else:

@@ -5,9 +5,12 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bot.hub import Hub, HubRepo
+from bot.inputs import Inputs, Wanted
 from bot.settings import Settings
+from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
 
@@ -35,8 +38,9 @@ class Job:
     old_sha: str
     new_repo: str
     new_sha: str
-    form: str
+    form: Wanted
     to_repo: str
+    policy: Policy | None = None  # none in the jobs that an earlier version wrote
 
     @property
     def tag(self) -> str:
@@ -51,19 +55,28 @@ class Job:
     def new_base(self, hub: Hub) -> HubRepo:
         return HubRepo(hub, self.new_repo, self.new_sha)
 
+    def inputs(self, hub: Hub) -> Inputs:
+        new, patch, old = self.new_base(hub), self.patch(hub), self.old_base(hub)
+        return Inputs(new, patch, old, self.form, self.policy)
+
 
 def job_of(subscription: Subscription, release: Release) -> Job:
-    """The job of this port. The same inputs and engine give the same key, and the same bytes."""
-    inputs = {
-        "patch_repo": subscription.patch.repo,
-        "patch_sha": subscription.patch.sha,
-        "old_repo": subscription.patch.base_repo,
-        "old_sha": subscription.patch.base_sha,
-        "new_repo": release.base.repo,
-        "new_sha": release.sha,
-        "form": subscription.form,
-        "to_repo": subscription.to_repo,
-    }
+    """The job of this port."""
+    return made_job(
+        patch_repo=subscription.patch.repo,
+        patch_sha=subscription.patch.sha,
+        old_repo=subscription.patch.base_repo,
+        old_sha=subscription.patch.base_sha,
+        new_repo=release.base.repo,
+        new_sha=release.sha,
+        form=subscription.form,
+        to_repo=subscription.to_repo,
+        policy=subscription.policy,
+    )
+
+
+def made_job(**inputs: Any) -> Job:
+    """The job of these inputs. The same ones and engine give the same key, and the same bytes."""
     digest = hashlib.sha256(json.dumps([inputs, ENGINE], sort_keys=True).encode()).hexdigest()
     return Job(key=f"port-{digest[:16]}", **inputs)
 

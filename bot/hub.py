@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
     constants,
     get_token,
+    hf_hub_download,
     hf_hub_url,
     snapshot_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    FileDuplicationError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -29,6 +33,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import (
     build_hf_headers,
     disable_progress_bars,
@@ -36,15 +41,27 @@ from huggingface_hub.utils import (
     http_backoff,
     httpx,
 )
+from huggingface_hub.utils._runtime import is_xet_available
 
+from bot.content import Content, Copied, Traffic, Uploaded
 from porting import FileEntry
 from porting.errors import HubError, Refused
 
 disable_progress_bars()  # steps are shown by who runs them
 
+MOST_PATHS = 500  # that the Hub tells of in one answer
+
 
 class StaleParent(HubError):
     """Somebody else committed first; look again and plan anew."""
+
+
+class NotCopied(HubError):
+    """The Hub can't copy a file between these repos; its bytes have to be sent. Nothing changed."""
+
+
+class Forgotten(HubError):
+    """A file that was uploaded, but never committed, is no longer on the Hub. Nothing changed."""
 
 
 @contextmanager
@@ -64,10 +81,16 @@ def translated(what: str) -> Iterator[None]:
         raise HubError(f"{what} could not be fetched: the Hub did not answer.") from error
     except EntryNotFoundError as error:
         raise Refused(f"{what}: the file does not exist.") from error
+    except FileDuplicationError as error:
+        raise NotCopied(f"The Hub does not copy to {what}: {_first_line(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if error.response.url.path.endswith("/lfs-files/duplicate"):
+            raise NotCopied(f"The Hub does not copy to {what} (HTTP {status}).") from error
         if status == 412:
             raise StaleParent(f"{what} was changed by somebody else meanwhile.") from error
+        if status == 400 and "pointed to a file that does not exist" in str(error):
+            raise Forgotten(f"The Hub no longer has a file that was sent to {what}.") from error
         if status in (400, 401, 403, 409, 413, 422):
             raise Refused(
                 f"The Hub refuses {what} (HTTP {status}): {_first_line(error)}"
@@ -107,6 +130,7 @@ class Hub:
         self.endpoint = endpoint or constants.ENDPOINT
         self.token = token or get_token() or False
         self.api = HfApi(endpoint=self.endpoint, token=self.token)
+        self.traffic = Traffic()
 
     def head(self, repo: str, revision: str = "main") -> str:
         """The commit sha that `revision` stands for now."""
@@ -147,6 +171,69 @@ class Hub:
                 raise HubError(f"{repo}@{sha[:7]}: {name} did not arrive whole.")
         return folder
 
+    def download(self, repo: str, sha: str, file: str, folder: Path) -> Path:
+        """Download one whole file into `folder`, past the cache."""
+        with translated(f"{repo}@{sha[:7]}: {file}"):
+            downloaded = hf_hub_download(
+                repo,
+                file,
+                revision=sha,
+                local_dir=folder,
+                endpoint=self.endpoint,
+                token=self.token,
+            )
+        self.traffic.downloaded += Path(downloaded).stat().st_size
+        return Path(downloaded)
+
+    def upload(self, repo: str, path: Path, uploaded: Uploaded) -> None:
+        """Send the bytes of a large file, which a later commit of `uploaded` to `repo` refers to.
+
+        Its sha256 is taken as given, not computed again. `traffic.sent` counts what went over the
+        line: through Xet, the chunks that the Hub had not, compressed; else none or all of it.
+        """
+        self.traffic.uploaded += uploaded.size
+        with translated(repo):
+            if is_xet_available():
+                # By hand, as `preupload_lfs_files` does it but keeps the count to itself.
+                commit = self._xet.new_upload_commit(
+                    token_refresh_url=f"{self.endpoint}/api/models/{repo}/xet-write-token/main",
+                    token_refresh_headers=build_hf_headers(token=self.token),
+                )
+                commit.start_upload_file(str(path), sha256=uploaded.sha256)
+                self.traffic.sent += commit.wait_to_finish().dedup_metrics.total_bytes_uploaded
+                return
+            addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path)
+            addition.upload_info.sha256 = bytes.fromhex(uploaded.sha256)
+            todo, _, _ = post_lfs_batch_info(
+                [addition.upload_info],
+                token=None,  # in the headers
+                headers=build_hf_headers(token=self.token),
+                repo_type="model",
+                repo_id=repo,
+                endpoint=self.endpoint,
+            )
+            self.api.preupload_lfs_files(repo, [addition])
+        if any("actions" in each for each in todo):
+            self.traffic.sent += uploaded.size
+
+    @cached_property
+    def _xet(self) -> Any:
+        from hf_xet import XetSession  # not on every platform
+
+        return XetSession()
+
+    def copyable(self, repo: str, sha: str, files: list[str]) -> set[str]:
+        """Which large files of `repo` at `sha` the Hub can copy to another repo: those in Xet."""
+        with translated(f"{repo}@{sha[:7]}"):
+            found = [
+                each
+                for start in range(0, len(files), MOST_PATHS)
+                for each in self.api.get_paths_info(
+                    repo, files[start : start + MOST_PATHS], revision=sha
+                )
+            ]
+        return {each.path for each in found if isinstance(each, RepoFile) and each.xet_hash}
+
     def exists(self, repo: str) -> bool:
         with translated(repo):
             return self.api.repo_exists(repo)
@@ -175,18 +262,15 @@ class Hub:
     def commit(
         self,
         repo: str,
-        add: Mapping[str, Path | bytes],
+        add: Mapping[str, Content],
         delete: list[str],
         title: str,
         description: str,
         parent: str,
         as_pull_request: bool,
     ) -> Published:
-        """All of it in one commit on top of `parent`, or StaleParent."""
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in add.items()
-        ]
+        """All of it in one commit on top of `parent`, or StaleParent, NotCopied or Forgotten."""
+        operations = [_operation(repo, name, content) for name, content in add.items()]
         operations += [CommitOperationDelete(path_in_repo=name) for name in delete]
         with translated(repo):
             info = self.api.create_commit(
@@ -234,6 +318,10 @@ class HubRepo:
     def files(self) -> Mapping[str, FileEntry]:
         return self._files
 
+    def fetch(self, files: Mapping[str, FileEntry]) -> Path:
+        """The folder that `files` of this commit lie in, downloaded where they were not yet."""
+        return self.hub.snapshot(self.repo, self.sha, files)
+
     def read(self, file: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of `file`. Refused where the file is absent or shorter."""
         what = f"{self.name}: {file}"
@@ -255,7 +343,31 @@ class HubRepo:
             content = content[start:end]
         if len(content) != end - start:
             raise HubError(f"{what}: {len(content)} bytes came instead of {end - start}.")
+        self.hub.traffic.read += len(content)
         return content
+
+
+Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+
+
+def _operation(repo: str, name: str, content: Content) -> Operation:
+    if isinstance(content, Copied):
+        elsewhere = content.repo != repo
+        return CommitOperationCopy(
+            src_path_in_repo=content.file,
+            path_in_repo=name,
+            src_revision=content.sha,
+            src_repo_id=content.repo if elsewhere else None,
+            src_repo_type="model" if elsewhere else None,
+        )
+    if not isinstance(content, Uploaded):
+        return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+    # What `preupload_lfs_files` leaves of an addition; another process may have called it.
+    addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=b"")
+    digest = bytes.fromhex(content.sha256)
+    addition.upload_info = UploadInfo(size=content.size, sample=b"", sha256=digest)
+    addition._upload_mode, addition._is_uploaded = "lfs", True
+    return addition
 
 
 def _literal(name: str) -> str:

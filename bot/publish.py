@@ -4,15 +4,18 @@ The commit's message carries the port's key, which is how an attempt that died r
 committing is recognised.
 """
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bot.context import ENGINE, Context, Job
-from bot.evaluation import read_evaluation
+from bot.content import Content
+from bot.context import Context, Job
+from bot.describe import describe, left_over
 from bot.hub import Hub, HubRepo, Published
-from bot.judge import Evidence, Verdict
-from bot.port import artefact
-from patch_cards import card, lock
+from bot.port import artefact, parts
+from patch_cards import lock
 from porting.errors import Refused
+
+if TYPE_CHECKING:  # SciPy takes a second to import
+    from bot.judge import Evidence, Verdict
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx")
 
@@ -28,7 +31,7 @@ def check_target(hub: Hub, job: Job) -> None:
     target = HubRepo(hub, job.to_repo, facts.sha)
     weights = [name for name in target.files() if name.endswith(WEIGHTS)]
     if lock.NAME in target.files():
-        owner = lock.patch_repo(_whole(target, lock.NAME))
+        owner = lock.read(target).patch.repo
         if owner != job.patch_repo:
             raise Refused(f"{job.to_repo} holds ports of {owner}: subscribe with --to a new repo.")
     elif weights:
@@ -36,14 +39,14 @@ def check_target(hub: Hub, job: Job) -> None:
             f"{job.to_repo} holds weights that no port wrote ({weights[0]}). "
             "Subscribe with --to a new repo instead."
         )
-    if _is_closed(hub, job) and not (facts.private or facts.gated):
+    if not (facts.private or facts.gated) and is_closed(hub, job):
         raise Refused(
             f"{job.to_repo} is public, but the base or the patch is private or gated. "
             f"Make {job.to_repo} private or gated on the Hub."
         )
 
 
-def _is_closed(hub: Hub, job: Job) -> bool:
+def is_closed(hub: Hub, job: Job) -> bool:
     inputs = (hub.facts(job.new_repo), hub.facts(job.patch_repo))
     return any(facts.private or facts.gated for facts in inputs)
 
@@ -52,14 +55,12 @@ def publish(
     context: Context,
     job: Job,
     digests: dict[str, str],
-    evidence: Evidence | None,
-    verdict: Verdict,
+    evidence: "Evidence | None",
+    verdict: "Verdict",
 ) -> Published:
     """Push the artefact, its card and lock: to main, or as a pull request if the verdict asks."""
     hub, title = context.hub, f"Port to {job.new_repo}@{job.new_sha[:7]} ({job.key})"
-    new = hub.facts(job.new_repo, job.new_sha)
-    patch = hub.facts(job.patch_repo, job.patch_sha)
-    hub.create(job.to_repo, private=_is_closed(hub, job))
+    hub.create(job.to_repo, private=is_closed(hub, job))
     check_target(hub, job)
     trailer = f"PortLLM-Port: {job.key}"
     as_pull_request = verdict.action == "ask"
@@ -71,51 +72,15 @@ def publish(
         return Published(sha=done, url=hub.url(job.to_repo, job.tag))
     parent = hub.head(job.to_repo)
     target = HubRepo(hub, job.to_repo, parent)
-    content = _content(context, job, digests)
-    files = {name: digests[part] for name, part in _parts(job, digests).items()}
-    before = (
-        set(lock.locked_files(_whole(target, lock.NAME))) if lock.NAME in target.files() else set()
-    )
-    evaluation = read_evaluation(job.patch(hub)) if evidence else None
-    facts = card.CardFacts(
-        repo=job.to_repo,
-        form=job.form,
-        tag=job.tag,
-        patch_repo=job.patch_repo,
-        patch_sha=job.patch_sha,
-        old_repo=job.old_repo,
-        old_sha=job.old_sha,
-        new_repo=job.new_repo,
-        new_sha=job.new_sha,
-        license=_license(job.form, new.license, patch.license),
-        pipeline_tag=patch.pipeline_tag or new.pipeline_tag,
-        engine=ENGINE,
-        files=files,
-        verdict=verdict.model_dump(),
-        evidence=evidence.model_dump() if evidence else None,
-        prompt=evaluation.spec.prompt if evaluation else None,
-    )
-    existing = (
-        _whole(target, "README.md").decode(errors="surrogateescape")
-        if "README.md" in target.files()
-        else None
-    )
-    content["README.md"] = card.render(facts, existing).encode(errors="surrogateescape")
-    content[lock.NAME] = lock.render(
-        key=job.key,
-        engine=ENGINE,
-        patch={"repo": job.patch_repo, "sha": job.patch_sha},
-        old_base={"repo": job.old_repo, "sha": job.old_sha},
-        new_base={"repo": job.new_repo, "sha": job.new_sha},
-        form=job.form,
-        files=files,
-        verdict=facts.verdict,
-        evidence=facts.evidence,
-    )
+    folder, made = artefact(context, job).folder, parts(job.form, digests)
+    content: dict[str, Content] = {name: folder / part for name, part in made.items()}
+    files = {name: digests[part] for name, part in made.items()}
+    proof = evidence.model_dump() if evidence else None
+    content |= describe(hub, job, job.patch(hub), target, files, verdict.model_dump(), proof)
     published = hub.commit(
         job.to_repo,
         add=content,
-        delete=sorted((before & set(target.files())) - set(content)),
+        delete=left_over(target, set(content)),
         title=title,
         description=f"{verdict.reason}\n\n{trailer}",
         parent=parent,
@@ -125,25 +90,3 @@ def publish(
         return published
     hub.tag(job.to_repo, job.tag, published.sha)
     return Published(sha=published.sha, url=hub.url(job.to_repo, job.tag))
-
-
-def _license(form: str, base: str | None, patch: str | None) -> str | None:
-    """Of a merged model, both licences hold; where they differ, the Hub's word is `other`."""
-    if form == "adapter" or base is None or patch is None or base == patch:
-        return patch or base
-    return "other"
-
-
-def _parts(job: Job, digests: dict[str, str]) -> dict[str, str]:
-    """Path in the repo -> path below the work folder. The only or the merged form is the root's."""
-    root = "adapter/" if job.form == "adapter" else "merged/"
-    return {part.removeprefix(root): part for part in digests}
-
-
-def _content(context: Context, job: Job, digests: dict[str, str]) -> dict[str, Path | bytes]:
-    folder = artefact(context, job).folder
-    return {name: folder / part for name, part in _parts(job, digests).items()}
-
-
-def _whole(source: HubRepo, file: str) -> bytes:
-    return source.read(file, 0, source.files()[file].size)

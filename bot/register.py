@@ -3,9 +3,9 @@
 from bot.address import SHA, RepoAddress
 from bot.context import Context
 from bot.evaluation import read_evaluation
-from bot.hub import HubRepo
+from bot.hub import Hub, HubRepo
 from porting import Adapter, plan, read_adapter
-from porting.errors import Refused
+from porting.errors import Refused, UsageError
 from registry.models import Patch
 from registry.records import add_patch
 
@@ -17,15 +17,15 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
     source = HubRepo(hub, address.repo, facts.sha)
     adapter = read_adapter(source)
     evaluation = read_evaluation(source)
-    trained_on = _trained_on(context, source.name, adapter, base)
-    plan(trained_on, source, as_="adapter")  # a base that it does not fit is not the one
+    old = trained_on(hub, source.name, adapter, base, "--base")
+    plan(old, source, as_="adapter", old_base=old)  # a base that it does not fit is not the one
     patch = Patch(
         repo=address.repo,
         sha=facts.sha,
         kind=adapter.kind,
         portability=adapter.portability,
-        base_repo=trained_on.repo,
-        base_sha=trained_on.sha,
+        base_repo=old.repo,
+        base_sha=old.sha,
         license=facts.license,
         evaluation=evaluation.record() if evaluation else None,
     )
@@ -33,26 +33,54 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
         return add_patch(session, patch)
 
 
-def _trained_on(
-    context: Context, name: str, adapter: Adapter, given: RepoAddress | None
+def trained_on(
+    hub: Hub, name: str, adapter: Adapter, given: RepoAddress | None, option: str
 ) -> HubRepo:
-    """The base at a commit: the one given, else the one that the patch's config pins."""
-    hub = context.hub
+    """The base at a commit: the one given by `option`, else the one that the patch's config pins.
+
+    Raises Refused where neither names a commit or a tag.
+    """
     if given is not None:
         if given.revision is None:
-            raise Refused(f"--base {given.repo} names no revision: add @ and a commit or a tag.")
+            raise Refused(f"{option} {given.repo} names no revision: add @ and a commit or a tag.")
         sha = hub.head(given.repo, given.revision)
         if not sha.startswith(given.revision) and not hub.is_tag(given.repo, given.revision):
-            raise Refused(f"--base {given} names a branch, which moves: give a commit or a tag.")
+            raise Refused(f"{option} {given} names a branch, which moves: give a commit or a tag.")
         return HubRepo(hub, given.repo, sha)
     repo, revision = adapter.base_repo, adapter.base_revision
     if repo is None:
-        raise Refused(f"{name}: adapter_config.json names no base. Give it: --base REPO@REVISION")
+        raise Refused(
+            f"{name}: {adapter.config_file} names no base. Give it: {option} REPO@REVISION"
+        )
     pinned = revision is not None and (SHA.fullmatch(revision) or hub.is_tag(repo, revision))
     if revision is None or not pinned:
         what = "names no revision" if revision is None else f"names only the branch {revision!r}"
         raise Refused(
-            f"{name}: adapter_config.json {what} of {repo}, and that has moved on or will. "
-            f"Say which commit it was trained on: --base {repo}@COMMIT"
+            f"{name}: {adapter.config_file} {what} of {repo}, and that has moved on or will. "
+            f"Say which commit it was trained on: {option} {repo}@COMMIT"
         )
     return HubRepo(hub, repo, hub.head(repo, revision))
+
+
+def check_wanted(patch: Patch, form: str, policy: str | None) -> None:
+    """Refuse, before anything is subscribed, a form or a policy that this patch can't have."""
+    name, kind = f"{patch.repo}@{patch.sha[:7]}", patch.kind
+    if patch.portability == "D" and form != "adapter":
+        raise Refused(f"{name}: {kind} can't be merged (class D); subscribe it --as adapter.")
+    if patch.portability != "C":
+        if policy is not None:
+            raise UsageError(
+                f"--policy is for patches of class C, and {name} ({kind}) is of class "
+                f"{patch.portability}: leave it out."
+            )
+    elif form != "adapter" and policy is None:
+        raise Refused(
+            f"{name}: {kind} is not additive (class C), so a merged model may mean two things. Say "
+            "which: --policy reapply (its operator on the new base) or --policy freeze (the change "
+            "it made to the old base); or subscribe it --as adapter."
+        )
+    elif form != "merged" and policy == "freeze":
+        raise Refused(
+            f"{name}: an adapter of kind {kind} applies itself to the new base, so it can't be "
+            "frozen: subscribe it --as merged, or with --policy reapply."
+        )

@@ -10,18 +10,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from porting.errors import PortllmError, Refused
 
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+
+class Report(Protocol):
+    """Told how far something is."""
+
+    def __call__(self, what: str, done: int, total: int, file: str = "") -> None:
+        """`done` of `total` is done of `what`, which ends with the unit; `file` is finished now."""
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int, file: str = "") -> None:
     """A `Report` that tells nobody."""
 
 

@@ -20,6 +20,7 @@ from bot.judge import Evidence, Verdict, judge, unjudged
 from bot.plan import plan_port
 from bot.port import make
 from bot.publish import publish
+from bot.sandbox import Report
 from bot.validate import measure
 from porting.errors import HubError, Refused
 from registry.models import Port, PortState, Release, Subscription
@@ -37,7 +38,7 @@ RETRIES: dict[str, Any] = {  # only for what may pass: the Hub or the network. A
     "should_retry": lambda error: isinstance(error, HubError),
 }
 EXPECTED = (Refused, HubError, dbos_error.DBOSMaxStepRetriesExceeded)
-END_STATES = {"publish": PortState.PUBLISHED, "ask": PortState.ASKED, "reject": PortState.REJECTED}
+END_STATES = {"publish": PortState.PUBLISHED, "ask": PortState.ASKED}
 
 QUEUE = "ports"
 
@@ -243,15 +244,15 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _reporter(key: str) -> Any:
+def _reporter(key: str) -> Report:
     """Progress as log lines: the first and the last of every stage, and one in two seconds."""
     stage, last = "", 0.0
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int, file: str = "") -> None:
         nonlocal stage, last
         if what == stage and done < total and time.monotonic() - last < EVERY:
             return
         stage, last = what, time.monotonic()
-        log.info("%s: %s: %d of %d", key, what, done, total)
+        log.info("%s: %s: %s of %s", key, what, f"{done:,}", f"{total:,}")
 
     return report

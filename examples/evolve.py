@@ -1,8 +1,9 @@
 """Train the evolution: the change that makes a new revision of the old base.
 
 A LoRA on all linear layers, trained on GSM8K (Cobbe et al. 2021, arXiv 2110.14168; MIT licence):
-`python -m examples.evolve TRAIN_JSONL [BASE_FOLDER]`. The demo merges it into the base and pushes
-the result (`new_revision`) as the base's next revision.
+`python -m examples.evolve TRAIN_JSONL [BASE_FOLDER]`. The demo merges it into the base, with
+`porting`, and pushes the result as the base's next revision; the study merges it with PEFT
+(`new_revision`).
 """
 
 import argparse

@@ -29,6 +29,7 @@ from localhub.auth import Access
 from localhub.faults import FaultMiddleware, Faults
 from localhub.hub import Call, api, open_hub, route, web
 from localhub.repos import KINDS
+from localhub.traffic import Traffic, TrafficMiddleware
 from localhub.web import pages
 from localhub.xet import xet_routes, xet_token
 
@@ -55,7 +56,7 @@ def _account_routes() -> list[BaseRoute]:
 
 
 def _xet(kind: str) -> Callable[[Call], Response]:
-    return lambda call: xet_token(call.request, kind)
+    return lambda call: xet_token(call, kind)
 
 
 def _repo_routes() -> list[BaseRoute]:
@@ -70,6 +71,7 @@ def _repo_routes() -> list[BaseRoute]:
         *api("/preupload/{rev}", upload.preupload, "POST", CONTRIBUTE),
         *api("/xet-write-token/{rev:path}", _xet("write"), "GET", CONTRIBUTE),
         *api("/xet-read-token/{rev:path}", _xet("read"), "GET", CONTENT),
+        *api("/lfs-files/duplicate", lfs.duplicate, "POST", CONTENT),
         *api("/commit/{rev}", commits.commit, "POST", CONTRIBUTE),
         *api("/branch/{ref}", refs.create_branch, "POST", WRITE),
         *api("/branch/{ref}", refs.delete_branch, "DELETE", WRITE),
@@ -115,7 +117,9 @@ class RawPath:
         await self._app(scope, receive, send)
 
 
-def create_app(root: Path, *, faults: Faults | None = None) -> Starlette:
+def create_app(
+    root: Path, *, faults: Faults | None = None, traffic: Traffic | None = None
+) -> Starlette:
     """The hub kept in the folder `root`, which is made if need be."""
     hub = open_hub(root)
 
@@ -129,11 +133,15 @@ def create_app(root: Path, *, faults: Faults | None = None) -> Starlette:
             *_account_routes(),
             *lfs.ROUTES,
             *_repo_routes(),
-            *xet_routes(hub.blobs, root / "xet"),
+            *xet_routes(hub),
             *_file_routes(),
             *pages(),
         ],
-        middleware=[Middleware(RawPath), Middleware(FaultMiddleware, faults or Faults())],
+        middleware=[
+            Middleware(RawPath),
+            *([Middleware(TrafficMiddleware, traffic)] if traffic is not None else []),
+            Middleware(FaultMiddleware, faults or Faults()),
+        ],
         exception_handlers={errors.HubError: errors.answer},
         lifespan=lifespan,
     )

@@ -34,7 +34,7 @@ def commit(call: Call) -> dict[str, Any]:
     """
     repo, user = call.repo, call.writer
     ref, head = branch_ref(repo, call.param("rev"))
-    header, operations = writing.parse(call.body, call.hub.blobs)
+    header, operations = writing.parse(call.body, repo, call.hub.blobs)
     if call.flag("create_pr"):
         parent = resolve(repo.path, header.parent) if header.parent else head
         changes = writing.plan(repo.path, parent, operations)

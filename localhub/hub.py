@@ -30,6 +30,7 @@ class Hub:
     tokens: Tokens
     repos: RepoStore
     webhooks: Webhooks
+    xet: Path
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
 
@@ -39,6 +40,7 @@ def open_hub(root: Path) -> Hub:
         tokens=Tokens(root),
         repos=RepoStore(root / "repos"),
         webhooks=Webhooks(root),
+        xet=root / "xet",  # on the file system of the blobs
     )
 
 

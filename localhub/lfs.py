@@ -3,8 +3,8 @@
 The client sends file contents without its token, so the addresses it is given carry a signature
 over everything they allow, valid for a day in this process.
 
-Contents are shared by all repositories: who knows the sha256 of a file can commit it to a
-repository of their own. Gating and privacy hold against the curious, not against that.
+Contents are stored once, but a repository has only what was uploaded or copied to it
+(`Repo.holds`).
 """
 
 import asyncio
@@ -24,13 +24,15 @@ from starlette.routing import Route
 
 from localhub.auth import Access, authorize
 from localhub.blobs import DigestError
-from localhub.errors import HubError
+from localhub.errors import HubError, repo_not_found
 from localhub.hub import Call, Hub, file_chunks
+from localhub.repos import Repo
+from localhub.xet import xet_hash
 
 PART_SIZE = 64 << 20  # bytes
 MAX_SIZE = 1 << 40  # bytes of one object
 _VALID = 24 * 3600  # seconds
-_FIELDS = ("oid", "size", "part", "upload", "expires")
+_FIELDS = ("kind", "repo", "oid", "size", "part", "upload", "expires")
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 
 
@@ -70,13 +72,13 @@ def batch(call: Call) -> Response:
 
 def _upload(call: Call, oid: str, size: int, multipart: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-    if call.hub.blobs.has(oid):
+    if call.repo.holds(oid):
         return shown
     upload = secrets.token_hex(16)
     expires = str(int(time.time()) + _VALID)
 
     def address(part: int) -> str:
-        values = (oid, str(size), str(part), upload, expires)
+        values = (call.kind, call.repo.id, oid, str(size), str(part), upload, expires)
         grant = dict(zip(_FIELDS, values, strict=True))
         return (
             f"{call.base}/api/lfs?{urlencode({**grant, 'signature': _sign(call.hub.key, grant)})}"
@@ -91,7 +93,7 @@ def _upload(call: Call, oid: str, size: int, multipart: bool) -> dict[str, Any]:
 
 
 def _download(call: Call, oid: str, size: int) -> dict[str, Any]:
-    if not call.hub.blobs.has(oid):
+    if not call.repo.holds(oid):
         return {
             "oid": oid,
             "size": size,
@@ -111,7 +113,7 @@ def verify(call: Call) -> dict[str, Any]:
     body = call.json()
     oid = call.field("oid")
     path = call.hub.blobs.path(oid)
-    if not path.is_file() or path.stat().st_size != body.get("size"):
+    if not call.repo.holds(oid) or path.stat().st_size != body.get("size"):
         raise HubError(404, f"LFS object {oid} with this size has not been uploaded")
     return {}
 
@@ -120,13 +122,40 @@ def download(call: Call) -> Response:
     """GET {repo}.git/info/lfs/objects/{oid}, for git-lfs"""
     try:
         path = call.hub.blobs.path(call.param("oid"))
-        size = path.stat().st_size
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise HubError(404, "Object does not exist") from error
+    if not call.repo.holds(path.name):
+        raise HubError(404, "Object does not exist")
+    size = path.stat().st_size
     headers = {"Content-Length": str(size)}
     return StreamingResponse(
         file_chunks(path, 0, size), media_type="application/octet-stream", headers=headers
     )
+
+
+def duplicate(call: Call) -> dict[str, Any]:
+    """POST lfs-files/duplicate `{target: {type, name}, files: [{xetHash, sha256, filename}]}`
+
+    Gives `target` large files of this repository without their bytes; a commit must follow. As on
+    the Hub, only files that were uploaded through Xet can be.
+    """
+    target: Any = call.json().get("target")
+    try:
+        found = call.hub.repos.find(str(target["type"]), str(target["name"]))
+        files = [
+            (call.hub.blobs.path(f["sha256"]).name, str(f["xetHash"])) for f in call.items("files")
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HubError(400, f"It needs a target and files by sha256: {error!r}") from error
+    into = authorize(call.user, found, Access.WRITE)
+    failed = []
+    for sha256, name in files:
+        if call.repo.holds(sha256) and xet_hash(call.hub, sha256) == name:
+            into.hold(sha256)
+        else:
+            failed.append({"sha256": sha256, "error": "no such file in the source repository"})
+    done = len(files) - len(failed)
+    return {"success": not failed, "processed": len(files), "succeeded": done, "failed": failed}
 
 
 def _grant(request: Request) -> dict[str, str]:
@@ -139,6 +168,14 @@ def _grant(request: Request) -> dict[str, str]:
     if not genuine or int(grant["expires"]) < time.time():
         raise HubError(403, "The upload address is invalid or has expired: start the upload again")
     return grant
+
+
+def _granted(hub: Hub, grant: dict[str, str]) -> Repo:
+    """The repository that an address allows to upload to."""
+    repo = hub.repos.find(grant["kind"], grant["repo"])
+    if repo is None:
+        raise repo_not_found()
+    return repo
 
 
 async def _at_most(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
@@ -162,6 +199,7 @@ async def put(request: Request) -> Response:
             await hub.blobs.receive(_at_most(request.stream(), size), grant["oid"])
         except DigestError as error:
             raise HubError(400, str(error)) from error
+        _granted(hub, grant).hold(grant["oid"])
         return Response()
     start = (part - 1) * PART_SIZE
     length = min(PART_SIZE, size - start)
@@ -191,8 +229,10 @@ async def complete(request: Request) -> Response:
             path.unlink()
             raise HubError(400, f"The parts make {sha256}, announced was {grant['oid']}")
         hub.blobs.adopt(path, sha256)
+        repo.hold(sha256)
 
-    if not hub.blobs.has(grant["oid"]):  # a retried completion finds its work done
+    repo = _granted(hub, grant)
+    if not repo.holds(grant["oid"]):  # a retried completion finds its work done
         if not path.exists():
             raise HubError(404, "No part of this upload has arrived")
         await asyncio.to_thread(adopt)

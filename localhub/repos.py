@@ -64,6 +64,20 @@ class Repo:
         settings: dict[str, Any] = read_json(self.state / "settings.json", {})
         return settings
 
+    def holds(self, sha256: str) -> bool:
+        """Whether a large file was uploaded or copied here, committed or not.
+
+        The bytes are stored once for all repositories; without this, who knows the sha256 of a
+        private file could commit it elsewhere. On the Hub they are not shared either
+        (huggingface_hub#2876).
+        """
+        return (self.state / "lfs" / sha256).exists()
+
+    def hold(self, sha256: str) -> None:
+        """Note that the large file, which the blob store has, belongs to this repository."""
+        (self.state / "lfs").mkdir(exist_ok=True)
+        (self.state / "lfs" / sha256).touch()
+
     def update_settings(self, **changes: Any) -> None:
         with self.lock:
             write_json(self.state / "settings.json", {**self.settings, **changes})

@@ -14,6 +14,7 @@ from localhub.app import create_app
 from localhub.auth import Tokens
 from localhub.faults import Faults
 from localhub.repos import check_name
+from localhub.traffic import Traffic
 
 
 def first_token(root: Path) -> tuple[str, str]:
@@ -21,8 +22,8 @@ def first_token(root: Path) -> tuple[str, str]:
     return Tokens(root).first()
 
 
-def _config(root: Path, faults: Faults) -> uvicorn.Config:
-    app = create_app(root, faults=faults)
+def _config(root: Path, faults: Faults, traffic: Traffic | None = None) -> uvicorn.Config:
+    app = create_app(root, faults=faults, traffic=traffic)
     # No access log: nothing about a request is written anywhere, least of all its token.
     return uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
 
@@ -53,6 +54,7 @@ class Server:
     def __init__(self, root: Path, port: int = 0) -> None:
         self.root = root
         self.faults = Faults()
+        self.traffic = Traffic()
         self._tokens = Tokens(root)
         self._port = port
 
@@ -64,7 +66,7 @@ class Server:
 
     def __enter__(self) -> "Server":
         listener, self.endpoint = _listen("127.0.0.1", self._port)
-        self._server = uvicorn.Server(_config(self.root, self.faults))
+        self._server = uvicorn.Server(_config(self.root, self.faults, self.traffic))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, daemon=True
         )

@@ -13,6 +13,7 @@ from localhub.files import timestamp
 from localhub.git import git, read_blobs
 from localhub.hub import Call
 from localhub.paging import page
+from localhub.xet import xet_hash
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -164,4 +165,8 @@ def paths_info(call: Call) -> list[dict[str, Any]]:
     if not isinstance(wanted, list) or not all(isinstance(path, str) for path in wanted):
         raise HubError(400, "'paths' must be a list of strings")
     shown = [known[path] for path in (w.strip("/") for w in wanted) if path in known]
-    return _rows(call, commit, shown, expand)
+    rows = _rows(call, commit, shown, expand)
+    for each, entry in zip(rows, shown, strict=True):
+        if entry.lfs and (name := xet_hash(call.hub, entry.lfs.sha256)):
+            each["xetHash"] = name
+    return rows

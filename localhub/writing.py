@@ -15,6 +15,7 @@ from localhub.auth import User
 from localhub.blobs import BlobStore
 from localhub.errors import HubError
 from localhub.git import EMAIL, NAME, git, run
+from localhub.repos import Repo
 from localhub.tree import entries, pointer, read_file
 
 ATTRIBUTES = ".gitattributes"
@@ -75,7 +76,7 @@ class Header:
         return text.replace("\0", "")
 
 
-def parse(body: bytes, blobs: BlobStore) -> tuple[Header, list[tuple[str, Change]]]:
+def parse(body: bytes, repo: Repo, blobs: BlobStore) -> tuple[Header, list[tuple[str, Change]]]:
     """The header and the `(operation, change)` pairs of an NDJSON commit request.
 
     Raises `HubError` 400 naming the line for a malformed one, and for a large file whose content
@@ -96,7 +97,7 @@ def parse(body: bytes, blobs: BlobStore) -> tuple[Header, list[tuple[str, Change
                     value.get("parentCommit"),
                 )
             else:
-                changes.append((key, _change(key, value, blobs)))
+                changes.append((key, _change(key, value, repo, blobs)))
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
             raise HubError(400, f"Line {number} of the commit is malformed: {error!r}") from error
     if header is None or not header.summary:
@@ -104,7 +105,7 @@ def parse(body: bytes, blobs: BlobStore) -> tuple[Header, list[tuple[str, Change
     return header, changes
 
 
-def _change(key: str, value: dict[str, Any], blobs: BlobStore) -> Change:
+def _change(key: str, value: dict[str, Any], repo: Repo, blobs: BlobStore) -> Change:
     path = check_path(value["path"].rstrip("/") if key == "deletedFolder" else value["path"])
     match key:
         case "file":
@@ -113,11 +114,14 @@ def _change(key: str, value: dict[str, Any], blobs: BlobStore) -> Change:
                 return Change(path, base64.b64decode(content, validate=True))
             return Change(path, content.encode())
         case "lfsFile":
-            if not blobs.has(value["oid"]):
+            blob = blobs.path(value["oid"])
+            if not repo.holds(blob.name):  # the sentence of the Hub (huggingface_hub#3829)
                 raise HubError(
-                    400, f"{path}: upload the content of LFS object {value['oid']} first"
+                    400,
+                    "Your push was rejected because an LFS pointer pointed to a file that does "
+                    f"not exist. Offending file: - {path}",
                 )
-            return Change(path, pointer(value["oid"], blobs.path(value["oid"]).stat().st_size))
+            return Change(path, pointer(blob.name, blob.stat().st_size))
         case "deletedFile" | "deletedFolder":
             return Change(path, None)
         case _:

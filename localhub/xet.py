@@ -4,6 +4,8 @@ The client asks the Hub for a token (`xet_token`), posts xorbs with the new chun
 that says which chunks of which xorbs each file consists of. The server assembles the files there
 and then, checks their sha256 and puts them into the `BlobStore`, where the commit finds them.
 Downloads need nothing of this: no answer carries `X-Xet-Hash`, so clients read over plain HTTP.
+Only `paths-info` shows a file's `xetHash`, which clients ask for before they copy a file between
+repositories; the Hub's tree shows it as well, and clients would then read through Xet.
 
 Source: "CAS API Documentation" of the Xet protocol specification (huggingface.co/docs/xet). The
 newer endpoints (upload grants, `v2/shards`) answer 404, which makes clients take these.
@@ -27,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from localhub.blobs import BlobStore
+from localhub.hub import Call, Hub
 from localhub.xet_format import (
     MAX_XORB_BYTES,
     FileEntry,
@@ -46,15 +48,15 @@ _MOUNT = "xet-cas"
 _KEY = secrets.token_bytes(32)  # tokens live for minutes and need not survive the process
 
 
-def xet_token(request: Request, kind: str) -> Response:
+def xet_token(call: Call, kind: str) -> Response:
     """Answer `GET /api/.../xet-{kind}-token/{rev}`, where `kind` is "read" or "write".
 
-    The caller has checked that the user may read or write.
+    The route has checked that the user may read or write. The token is for this repository.
     """
     expiry = int(time.time()) + TOKEN_SECONDS
-    claim = f"{expiry}.{kind}"
+    claim = f"{expiry}.{kind}.{f'{call.kind}/{call.repo.id}'.encode().hex()}"
     token = f"{claim}.{_mac(claim)}"
-    cas_url = str(request.url_for(_MOUNT, path="")).rstrip("/")
+    cas_url = str(call.request.url_for(_MOUNT, path="")).rstrip("/")
     return JSONResponse(
         {"casUrl": cas_url, "exp": expiry, "accessToken": token},
         headers={
@@ -65,13 +67,19 @@ def xet_token(request: Request, kind: str) -> Response:
     )
 
 
-def xet_routes(blobs: BlobStore, root: Path) -> list[BaseRoute]:
-    """The CAS endpoints, with the xorbs kept under `root`, which shares a file system with `blobs`.
+def xet_hash(hub: Hub, sha256: str) -> str | None:
+    """What Xet calls a large file; None for one that came another way."""
+    name = hub.xet / "files" / sha256
+    return name.read_text() if name.exists() else None
+
+
+def xet_routes(hub: Hub) -> list[BaseRoute]:
+    """The CAS endpoints.
 
     The path contains a random id of this store: the client remembers per CAS URL which xorbs it
     has uploaded, and would not send them again to a new store behind an old address.
     """
-    cas = _Cas(blobs, root)
+    cas = _Cas(hub)
     routes = [
         Route("/v1/xorbs/default/{hash}", cas.post_xorb, methods=["POST"]),
         Route("/v1/shards", cas.post_shard, methods=["POST"]),
@@ -87,10 +95,11 @@ class _Cas:
     files that refer to it fail their sha256.
     """
 
-    def __init__(self, blobs: BlobStore, root: Path) -> None:
-        self._blobs = blobs
-        self._root = root / "xorbs"
+    def __init__(self, hub: Hub) -> None:
+        self._repos, self._blobs = hub.repos, hub.blobs
+        self._root, self._names = hub.xet / "xorbs", hub.xet / "files"
         self._root.mkdir(parents=True, exist_ok=True)
+        self._names.mkdir(exist_ok=True)
 
     def store_id(self) -> str:
         file = self._root / "store-id"
@@ -114,12 +123,18 @@ class _Cas:
         return JSONResponse({"was_inserted": inserted})
 
     async def post_shard(self, request: Request) -> Response:
-        _require_write_token(request)
+        kind, _, repo_id = _require_write_token(request).partition("/")
         shard = b"".join([piece async for piece in _body(request)])
+        repo = self._repos.find(kind, repo_id)
+        if repo is None:
+            raise HTTPException(404, f"the repository {repo_id} is gone")
         try:
             for entry in await asyncio.to_thread(parse_shard, shard):
-                if not self._blobs.has(entry.sha256):
+                # Also where another repository has the bytes: knowing a sha256 is not having them.
+                if not repo.holds(entry.sha256):
                     await asyncio.to_thread(self._assemble, entry)
+                    (self._names / entry.sha256).write_text(entry.xet_hash)
+                    repo.hold(entry.sha256)
         except XetFormatError as error:
             raise _refusal(request, error) from error
         return JSONResponse({"result": 1})
@@ -192,16 +207,18 @@ def _refusal(request: Request, error: XetFormatError) -> HTTPException:
     return HTTPException(400, str(error))
 
 
-def _require_write_token(request: Request) -> None:
+def _require_write_token(request: Request) -> str:
+    """The `kind/namespace/name` that the token of this request may write to."""
     _, _, token = request.headers.get("authorization", "").partition(" ")
     claim, _, mac = token.rpartition(".")
     if not hmac.compare_digest(mac.encode(), _mac(claim).encode()):
         raise HTTPException(401, "not a Xet access token of this server")
-    expiry, _, kind = claim.partition(".")
+    expiry, kind, repo = claim.split(".")
     if int(expiry) <= time.time():
         raise HTTPException(401, "the Xet access token has expired")
     if kind != "write":
         raise HTTPException(403, "a write token is needed")
+    return bytes.fromhex(repo).decode()
 
 
 def _mac(claim: str) -> str:

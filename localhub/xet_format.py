@@ -51,9 +51,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file as the concatenation of its segments, and the sha256 that must come out."""
+    """A file as the concatenation of its segments, and the sha256 that must come out.
+
+    `xet_hash` is the client's name for it, which is not recomputed.
+    """
 
     sha256: str
+    xet_hash: str
     segments: list[Segment]
 
     @property
@@ -87,7 +91,7 @@ def parse_shard(data: bytes) -> list[FileEntry]:
             Segment(_hex(xorb), size, first, last)
             for xorb, _, size, first, last in _SEGMENT.iter_unpack(data[offset:end])
         ]
-        files.append(FileEntry(_hex(sha256), segments))
+        files.append(FileEntry(_hex(sha256), _hex(xet_hash), segments))
         offset = metadata + _ENTRY_BYTES
 
 

@@ -19,6 +19,7 @@ FENCE = "---\n"
 HEAD = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 LONGEST = 64 * 1024  # characters of metadata; a YAML parser takes hours on a hostile megabyte
 DEEPEST = 50  # collections within collections
+FULL = "full"  # the kind of a full-weight delta, which only PortLLM adds to a base
 BASE_TAG = re.compile("base-[0-9a-f]{7}")  # what earlier ports were tagged with
 
 _templates = Environment(
@@ -35,10 +36,16 @@ _templates.filters["points"] = lambda share: f"{100 * share:+.1f}"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a port's card shows. `evidence` is `bot.judge.Evidence` as plain data."""
+    """Everything a port's card shows.
+
+    `kind` is that of the patch, `account` says what was done to it (`patch_cards.account`), and
+    `evidence` is `bot.judge.Evidence` as plain data.
+    """
 
     repo: str
     form: str
+    kind: str
+    account: str
     tag: str
     patch_repo: str
     patch_sha: str
@@ -67,13 +74,13 @@ def render(facts: CardFacts, existing: str | None = None) -> str:
 
 def _metadata(facts: CardFacts, owners_tags: Any) -> dict[str, Any]:
     adapter = facts.form == "adapter"
-    ours = ["portllm", "lora", facts.tag]
+    ours = ["portllm", facts.kind, facts.tag]
     others = owners_tags if isinstance(owners_tags, list) else []
     kept = [tag for tag in others if tag not in ours and not _is_base_tag(tag)]
     metadata: dict[str, Any] = {
         "base_model": facts.new_repo,
         "base_model_relation": "adapter" if adapter else "finetune",
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": _library(facts) if adapter else "transformers",
         "tags": ours + kept,
     }
     if facts.license:
@@ -81,6 +88,10 @@ def _metadata(facts: CardFacts, owners_tags: Any) -> dict[str, Any]:
     if facts.pipeline_tag:
         metadata["pipeline_tag"] = facts.pipeline_tag
     return metadata
+
+
+def _library(facts: CardFacts) -> str:
+    return "portllm" if facts.kind == FULL else "peft"
 
 
 def _is_base_tag(tag: Any) -> bool:

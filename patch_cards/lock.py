@@ -1,60 +1,63 @@
 """`portllm.lock.json`: what a port was made of, and what came out, to the byte."""
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, StringConstraints, ValidationError
+
+from porting import Source
 from porting.errors import Refused
 
 NAME = "portllm.lock.json"
+Repo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
+Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-def render(
-    *,
-    key: str,
-    engine: str,
-    patch: dict[str, str],
-    old_base: dict[str, str],
-    new_base: dict[str, str],
-    form: str,
-    files: dict[str, str],
-    verdict: dict[str, Any],
-    evidence: dict[str, Any] | None,
-) -> bytes:
-    """The lock file. `patch` and the bases are `{"repo", "sha"}`; `files` maps path to sha256."""
-    lock = {
-        "key": key,
-        "engine": engine,
-        "patch": patch,
-        "old_base": old_base,
-        "new_base": new_base,
-        "form": form,
-        "files": dict(sorted(files.items())),
-        "verdict": verdict,
-        "evidence": evidence,
-    }
-    return (json.dumps(lock, indent=2, ensure_ascii=False) + "\n").encode()
+class Input(BaseModel):
+    """A repo at one commit."""
+
+    repo: Repo
+    sha: Sha
 
 
-def patch_repo(content: bytes) -> str:
-    """The patch that the port behind this lock file is of. Raises Refused if it is none."""
-    return str(_field(content, "patch", "repo"))
+class Lock(BaseModel):
+    """What the file holds. `files` maps a path in the repo to its sha256.
+
+    `policy` is what a patch of class C was taken to mean, None for every other one.
+    """
+
+    key: str
+    engine: str
+    patch: Input
+    old_base: Input
+    new_base: Input
+    form: Literal["adapter", "merged", "both"]
+    policy: Literal["reapply", "freeze"] | None = None
+    files: dict[str, Sha256]
+    verdict: dict[str, Any]
+    evidence: dict[str, Any] | None
+
+    def render(self) -> bytes:
+        lock = self.model_dump() | {"files": dict(sorted(self.files.items()))}
+        return (json.dumps(lock, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def locked_files(content: bytes) -> list[str]:
-    """The files that the port behind this lock file wrote. Raises Refused if it is none."""
-    files = _field(content, "files")
-    if not isinstance(files, dict):
-        raise Refused(f"{NAME} is damaged (files): restore it, or choose another repo.")
-    return list(files)
+def read(port: Source) -> Lock:
+    """The lock of a port. Raises Refused where there is none, or a damaged one."""
+    entry = port.files().get(NAME)
+    if entry is None:
+        raise Refused(f"{port.name} has no {NAME}: it is no port that PortLLM published.")
+    return parse(port.read(NAME, 0, entry.size))
 
 
-def _field(content: bytes, *path: str) -> Any:
+def parse(content: bytes) -> Lock:
+    """The lock behind these bytes. Raises Refused if they are none."""
     try:
-        value = json.loads(content)
-        for name in path:
-            value = value[name]
-        return value
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Lock.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
         raise Refused(
-            f"{NAME} is damaged ({error}): restore it, or choose another repo."
+            f"{NAME} is damaged ({field}: {first['msg']}): restore it, or choose another repo."
         ) from error

@@ -46,7 +46,7 @@ class Record(DeclarativeBase):
 
 
 class Patch(Record):
-    """A LoRA at one commit, with the base commit it was trained on."""
+    """A patch at one commit, with its class (A to D) and the base commit it was trained on."""
 
     __tablename__ = "patches"
     __table_args__ = (UniqueConstraint("repo", "sha"),)
@@ -95,7 +95,10 @@ class Release(Record):
 
 
 class Subscription(Record):
-    """A patch, what it follows, and where its ports go. Ended rather than deleted."""
+    """A patch, what it follows, and where its ports go. Ended rather than deleted.
+
+    `policy` is what a patch of class C means on a new base, null for every other one.
+    """
 
     __tablename__ = "subscriptions"
     __table_args__ = (UniqueConstraint("patch_id", "base_id", "to_repo"),)
@@ -105,6 +108,7 @@ class Subscription(Record):
     base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
     to_repo: Mapped[str]
     form: Mapped[str]
+    policy: Mapped[str | None]
     from_sha: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]

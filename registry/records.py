@@ -51,7 +51,9 @@ def follow(session: Session, repo: str, ref: str, head_sha: str) -> Base:
     return base
 
 
-def subscribe(session: Session, patch: Patch, base: Base, to_repo: str, form: str) -> Subscription:
+def subscribe(
+    session: Session, patch: Patch, base: Base, to_repo: str, form: str, policy: str | None
+) -> Subscription:
     """Subscribe `patch` to `base`; a former subscription to the same target is taken up again."""
     known = session.scalar(
         select(Subscription).where(
@@ -70,7 +72,7 @@ def subscribe(session: Session, patch: Patch, base: Base, to_repo: str, form: st
         session.add(known)
     elif known.ended_at is not None:
         known.from_sha, known.created_at = base.head_sha, now()
-    known.form = form
+    known.form, known.policy = form, policy
     known.ended_at = None
     session.flush()
     return known

@@ -18,6 +18,7 @@ class Status:
     follows: str
     to: str
     form: str
+    policy: str | None
     state: str
     reason: str
     port: str | None
@@ -36,6 +37,7 @@ def status(session: Session, subscription: Subscription) -> Status:
         follows=f"{base.repo}@{base.ref}",
         to=subscription.to_repo,
         form=subscription.form,
+        policy=subscription.policy,
         state=state,
         reason=reason,
         port=port.key if port else None,
@@ -85,6 +87,7 @@ def _quiet(subscription: Subscription, releases: list[Release]) -> str:
         return (
             f"{sentence}, where it stood at subscription; the patch was trained on "
             f"{patch.base_repo}@{patch.base_sha[:7]}, so to have it on the present one, run: "
-            f"portllm port {base.repo} {patch.repo} --out DIR"
+            f"portllm port {base.repo} {patch.repo} --out DIR "
+            f"--old {patch.base_repo}@{patch.base_sha[:7]}"
         )
     return f"{sentence}, the revision that the patch was trained on."

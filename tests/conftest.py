@@ -10,10 +10,15 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="portllm-tests-")  # not the cac
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from localhub.server import Server
+
+if TYPE_CHECKING:
+    from tests.world import Portllm, World
 
 
 @pytest.fixture
@@ -21,3 +26,20 @@ def hub(tmp_path: Path) -> Iterator[Server]:
     """A hub of this test's own, on a free port."""
     with Server(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture
+def portllm(
+    world: "World",
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> "Portllm":
+    """The commands, in this process, on the `world` of the test's own file."""
+    from tests.world import Portllm  # the commands: not for every test
+
+    monkeypatch.setattr("bot.hub.constants", SimpleNamespace(ENDPOINT=world.server.endpoint))
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # it would keep this test's stderr
+    monkeypatch.setenv("HF_TOKEN", str(world.api.token))
+    monkeypatch.setenv("PORTLLM_HOME", str(tmp_path / "home"))
+    return Portllm(capsys, monkeypatch)

@@ -1,6 +1,7 @@
 """The main job, end to end: commands as a user types them, against the local Hub."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from localhub.server import Server
 from tests.tiny import load, load_adapted, save_base, save_tokenizer
-from tests.world import BASE, ITEMS, PATCH, PORTED, World
+from tests.world import BASE, ITEMS, PATCH, PORTED, World, write_evaluation
 
 
 @pytest.fixture
@@ -77,6 +79,33 @@ def _check_weights(world: World) -> None:
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(merged(ids).logits, load(world.base)(ids).logits, atol=1e-2)
+
+
+def test_a_full_delta_is_judged_by_the_models_that_it_makes(world: World) -> None:
+    before = load(world.base).state_dict()
+    tuned = load_adapted(world.base, world.patch).merge_and_unload().state_dict()
+    delta = world.folder / "delta"
+    delta.mkdir()
+    changed = {name: tuned[name] - w for name, w in before.items() if not w.equal(tuned[name])}
+    save_file(changed, delta / "delta.safetensors")
+    config = {"format": 1, "base_model_name_or_path": BASE, "revision": world.base_sha}
+    (delta / "portllm_delta.json").write_text(json.dumps(config))
+    write_evaluation(world.patch, world.base, "patched")
+    shutil.copytree(world.patch / "eval", delta / "eval")
+    world.push(PATCH, delta, "A delta")
+    world.portllm("patch", "add", PATCH)
+    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
+    new_sha = world.drift()
+    world.portllm("bot", "run", "--once")
+    (port,) = world.json("ports")
+    assert port["state"] == "published", port["reason"]
+    accuracies = {arm: found["accuracy"] for arm, found in port["evidence"]["arms"].items()}
+    assert accuracies["old"] > 0.9 and accuracies["port"] > 0.9 and accuracies["new"] < 0.1
+    endpoint = {"endpoint": world.server.endpoint, "token": world.api.token}
+    card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
+    tag = f"base-{new_sha[:7]}"
+    assert f"portllm port {BASE}@{new_sha} {PORTED}@{tag} --as merged" in card.text
+    assert card.data.library_name == "portllm" and "PeftModel" not in card.text
 
 
 def test_a_patch_that_harms_is_rejected_and_a_failing_hub_is_tried_again(world: World) -> None:

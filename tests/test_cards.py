@@ -13,10 +13,28 @@ from hypothesis import strategies as st
 from bot.judge import judge, weigh
 from localhub.server import Server
 from patch_cards import lock
+from patch_cards.account import account
 from patch_cards.card import BEGIN, END, LONGEST, CardFacts, render
+from porting import Adapter, Layout, TensorInfo
 from porting.errors import Refused
+from porting.updates import Absolute
 
 OLD, NEW, NEWER, PATCH_SHA = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
+
+
+def found(**changes: Any) -> Adapter:
+    """A LoRA as `read_adapter` finds it, without its tensors."""
+    known: dict[str, Any] = {
+        "config": {},
+        "kind": "lora",
+        "portability": "A",
+        "reason": "it is added to the base",
+        "base_repo": "vendor/base",
+        "base_revision": OLD,
+        "layout": Layout({}, (), None),
+        "updates": (),
+    }
+    return Adapter(**known | changes)
 
 
 def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFacts:
@@ -25,6 +43,8 @@ def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFact
     known: dict[str, Any] = {
         "repo": "owner/ported",
         "form": form,
+        "kind": "lora",
+        "account": account(found(), form, None),
         "tag": f"base-{new_sha[:7]}",
         "patch_repo": "owner/patch",
         "patch_sha": PATCH_SHA,
@@ -210,7 +230,7 @@ def test_hostile_metadata_is_refused_soon(hostile: str) -> None:
         render(FIRST, f"---\n{hostile}\n---\n# Mine\n")
 
 
-def locked(**changes: Any) -> bytes:
+def locked(**changes: Any) -> lock.Lock:
     known: dict[str, Any] = {
         "key": "port-1",
         "engine": "portllm 0.1.0",
@@ -222,15 +242,22 @@ def locked(**changes: Any) -> bytes:
         "verdict": FIRST.verdict,
         "evidence": FIRST.evidence,
     }
-    return lock.render(**known | changes)
+    return lock.Lock(**known | changes)
 
 
 def test_the_lock_file_comes_back_as_it_was_written() -> None:
-    content = locked()
+    content = locked(policy="freeze").render()
     assert json.loads(content)["evidence"] == FIRST.evidence
-    assert lock.locked_files(content) == ["a", "b"] and lock.patch_repo(content) == "owner/patch"
-    assert locked(files={"a": "0" * 64, "b": "1" * 64}) == content
+    read = lock.parse(content)
+    assert list(read.files) == ["a", "b"] and read == locked(policy="freeze")
+    assert locked(policy="freeze", files={"a": "0" * 64, "b": "1" * 64}).render() == content
     assert content.endswith(b"}\n")
+
+
+def test_a_lock_file_of_an_earlier_version_has_no_policy() -> None:
+    content = json.loads(locked().render())
+    del content["policy"]
+    assert lock.parse(json.dumps(content).encode()) == locked(policy=None)
 
 
 @pytest.mark.parametrize(
@@ -238,4 +265,49 @@ def test_the_lock_file_comes_back_as_it_was_written() -> None:
 )
 def test_a_damaged_lock_file_is_refused(content: bytes) -> None:
     with pytest.raises(Refused, match=r"portllm\.lock\.json is damaged"):
-        lock.locked_files(content)
+        lock.parse(content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("patch", {"repo": "../x/y", "sha": OLD}),
+        ("old_base", {"repo": "vendor/base", "sha": "main"}),
+        ("new_base", {"repo": "vendor/base"}),
+        ("form", "pickle"),
+        ("policy", "guess"),
+        ("files", {"a": "0" * 63}),
+    ],
+)
+def test_what_a_hostile_lock_file_names_is_refused(field: str, value: object) -> None:
+    content = json.loads(locked().render()) | {field: value}
+    with pytest.raises(Refused, match=rf"portllm\.lock\.json is damaged \({field}"):
+        lock.parse(json.dumps(content).encode())
+
+
+def saved(field: str = "modules_to_save") -> Absolute:
+    tensor = TensorInfo("base_model.model.lm_head.weight", "x", "F32", (2, 2), 0, 16)
+    return Absolute("lm_head.weight", tensor, field)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "form", "policy", "words"),
+    [
+        (found(), "both", None, ("Added: `W' = W_new + dW`",)),
+        (found(updates=(saved(),)), "merged", None, ("Added:", "(modules_to_save)", "differences")),
+        (found(kind="pissa", portability="B"), "adapter", None, ("Converted: pissa", "plain LoRA")),
+        (found(kind="pissa", portability="B"), "merged", None, ("Converted: pissa", "weights")),
+        (found(kind="dora", portability="C"), "both", "reapply", ("Reapplied: dora", "f(W_new)")),
+        (found(kind="dora", portability="C"), "adapter", None, ("Reapplied: dora", "is loaded")),
+        (found(kind="dora", portability="C"), "merged", "freeze", ("Frozen: dora", "f(W_old)")),
+        (found(kind="use_qalora", portability="D"), "adapter", None, ("Copied as it is",)),
+    ],
+)
+def test_a_card_says_what_was_done(
+    adapter: Adapter, form: str, policy: str | None, words: tuple[str, ...]
+) -> None:
+    said = account(adapter, form, policy)
+    assert all(word in said for word in words)
+    card = render(facts(form, kind=adapter.kind, account=said))
+    assert said in card and metadata(card)["tags"][:2] == ["portllm", adapter.kind]
+    assert ("byte for byte those of the base" in card) == (form != "adapter")

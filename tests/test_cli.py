@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ from huggingface_hub import HfApi
 from bot import cli
 from localhub.server import Server
 from tests.tiny import edit_json, load, load_adapted, raw_adapter
-from tests.world import BASE, ITEMS, PATCH, PORTED, World
+from tests.world import BASE, ITEMS, PATCH, PORTED, Portllm, World
 
 GROUP = typer.main.get_command(cli.app)
 IDS = torch.arange(1, 20)[None]
@@ -40,28 +39,6 @@ def walk(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(walk(GROUP))
 
 
-@dataclass
-class Portllm:
-    """`portllm` in this process, as the world's owner, with a registry of its own."""
-
-    capture: pytest.CaptureFixture[str]
-    monkeypatch: pytest.MonkeyPatch
-    messages: str = field(default="", init=False)
-
-    def __call__(self, *arguments: object, code: int = 0) -> str:
-        """What it prints to stdout; `messages` has what went to stderr."""
-        self.monkeypatch.setattr(sys, "argv", ["portllm", *map(str, arguments)])
-        self.capture.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed, self.messages = self.capture.readouterr()
-        assert (end.value.code or 0) == code, f"{arguments}: {printed}\n{self.messages}"
-        return printed
-
-    def json(self, *arguments: object) -> Any:
-        return json.loads(self(*arguments, "--json"))
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
@@ -70,20 +47,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.push_patch(revision=world.base_sha)
         world.api.create_tag(BASE, tag="v1")
         yield world
-
-
-@pytest.fixture
-def portllm(
-    world: World,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Portllm:
-    monkeypatch.setattr("bot.hub.constants", SimpleNamespace(ENDPOINT=world.server.endpoint))
-    monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # it would keep this test's stderr
-    monkeypatch.setenv("HF_TOKEN", str(world.api.token))
-    monkeypatch.setenv("PORTLLM_HOME", str(tmp_path / "home"))
-    return Portllm(capsys, monkeypatch)
 
 
 @pytest.fixture
@@ -202,7 +165,7 @@ def test_plan_is_the_same_of_folders_and_of_the_hub(portllm: Portllm, world: Wor
     for part in ("touched", "copied_files"):
         assert local[part] and local[part] == remote[part]
     shown = portllm("plan", world.base, world.patch)
-    assert "model.layers.0.self_attn.q_proj.weight\t32x32\tF32\t4\t2\n" in shown
+    assert "model.layers.0.self_attn.q_proj.weight\t32x32\tF32\tLoraPair\t4\t2\n" in shown
     assert "copied   tokenizer.json" in shown
     assert portllm.json("plan", BASE, PATCH, "--as", "adapter")["as"] == "adapter"
 

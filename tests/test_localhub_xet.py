@@ -323,10 +323,13 @@ def test_a_xorb_name_is_nothing_but_a_hash(hub: Server, cas: Cas, name: str) -> 
 
 
 def test_only_tokens_of_this_server_are_accepted(cas: Cas) -> None:
-    expiry, kind, mac = cas.token.split(".")
-    later = f"{int(expiry) + 1}.{kind}.{mac}"
-    altered = f"{expiry}.{kind}.{mac[:-1]}{'0' if mac[-1] != '0' else '1'}"
-    for forged in ("", "x", "..", later, altered, f"{expiry}.{kind}.", f"{expiry}.read.{mac}"):
+    expiry, kind, repo, mac = cas.token.split(".")
+    later = f"{int(expiry) + 1}.{kind}.{repo}.{mac}"
+    altered = f"{expiry}.{kind}.{repo}.{mac[:-1]}{'0' if mac[-1] != '0' else '1'}"
+    unsigned = f"{expiry}.{kind}.{repo}."
+    another = f"{expiry}.{kind}.{b'model/alice/other'.hex()}.{mac}"
+    read = f"{expiry}.read.{repo}.{mac}"
+    for forged in ("", "x", "..", later, altered, unsigned, another, read):
         for path in (f"/v1/xorbs/default/{XORB_HASH}", "/v1/shards"):
             assert cas.post(path, b"", forged)[0] == 401
 

@@ -18,7 +18,7 @@ VALID_SHARD = pack_shard(SHA256, [SEGMENT, SEGMENT])
 
 
 def test_a_shard_parses_to_its_files() -> None:
-    assert parse_shard(VALID_SHARD) == [FileEntry(SHA256, [SEGMENT, SEGMENT])]
+    assert parse_shard(VALID_SHARD) == [FileEntry(SHA256, "0" * 64, [SEGMENT, SEGMENT])]
 
 
 @given(st.binary(max_size=400), st.integers(0, len(VALID_SHARD)), st.integers(0, 400))

@@ -50,7 +50,7 @@ def session(database: Database) -> Iterator[Session]:
 def subscribed(session: Session, head: str = OLD) -> Subscription:
     patch = records.add_patch(session, new_patch())
     base = records.follow(session, BASE, "main", head)
-    return records.subscribe(session, patch, base, PORTED, "adapter")
+    return records.subscribe(session, patch, base, PORTED, "adapter", None)
 
 
 def released(session: Session, sha: str, change: str | None, reason: str = "A reason.") -> Release:
@@ -99,6 +99,16 @@ def test_migrations_go_down_and_up_again(database: Database) -> None:
     assert differences(database) != []
     alembic(database, "upgrade", "head")
     assert differences(database) == []
+
+
+def test_a_subscription_of_the_first_schema_has_no_policy(database: Database) -> None:
+    with database.session() as session:
+        subscribed(session).policy = "freeze"
+    alembic(database, "downgrade", "0001")
+    alembic(database, "upgrade", "head")
+    with database.session() as session:
+        (kept,) = records.active_subscriptions(session)
+        assert (kept.patch.repo, kept.form, kept.policy) == (PATCH, "adapter", None)
 
 
 def test_opening_again_keeps_what_is_recorded(database: Database) -> None:
@@ -177,7 +187,7 @@ def test_observing_ends_a_problem(session: Session) -> None:
 
 def test_subscribing_twice_is_subscribing_once(session: Session) -> None:
     first = subscribed(session)
-    again = records.subscribe(session, first.patch, first.base, PORTED, "both")
+    again = records.subscribe(session, first.patch, first.base, PORTED, "both", None)
     assert again is first and first.form == "both"
     assert records.active_subscriptions(session) == [first]
 
@@ -186,9 +196,9 @@ def test_two_patches_never_write_to_one_repo(session: Session) -> None:
     first = subscribed(session)
     other = records.add_patch(session, new_patch("me/other"))
     with pytest.raises(UsageError, match=f"{PATCH} already go to {PORTED}"):
-        records.subscribe(session, other, first.base, PORTED, "adapter")
+        records.subscribe(session, other, first.base, PORTED, "adapter", None)
     records.unsubscribe(session, PATCH, None)
-    assert records.subscribe(session, other, first.base, PORTED, "adapter").patch is other
+    assert records.subscribe(session, other, first.base, PORTED, "adapter", None).patch is other
 
 
 def test_unsubscribing_ends_and_subscribing_takes_up_from_the_present_head(
@@ -202,7 +212,7 @@ def test_unsubscribing_ends_and_subscribing_takes_up_from_the_present_head(
     with pytest.raises(UsageError, match="no such subscription"):
         records.unsubscribe(session, PATCH, None)
     base = records.follow(session, BASE, "main", NEW)
-    again = records.subscribe(session, first.patch, base, PORTED, "adapter")
+    again = records.subscribe(session, first.patch, base, PORTED, "adapter", None)
     assert again is first and again.ended_at is None and again.from_sha == NEW
 
 
@@ -276,7 +286,7 @@ def test_status_is_that_of_the_port(session: Session, state: PortState) -> None:
     assert (found.state, found.reason) == (state, f"It is {state}.")
     assert (found.port, found.url) == ("port-1", "http://hub/x")
     assert set(found.to_dict()) == {
-        "patch", "follows", "to", "form", "state", "reason", "port", "url"
+        "patch", "follows", "to", "form", "policy", "state", "reason", "port", "url"
     }  # fmt: skip
 
 
@@ -362,7 +372,7 @@ class History(RuleBasedStateMachine):
     @rule(form=st.sampled_from(["adapter", "merged", "both"]))
     def resumed(self, form: str) -> None:
         base = records.follow(self.session, BASE, "main", self.base.head_sha)
-        records.subscribe(self.session, self.subscription.patch, base, PORTED, form)
+        records.subscribe(self.session, self.subscription.patch, base, PORTED, form, None)
 
     @invariant()
     def every_subscription_says_why(self) -> None:

@@ -109,19 +109,23 @@ def test_code_in_the_folder_of_the_user_is_not_run(
 
 
 def order(base: Path, patch: Path, out: Path) -> dict[str, Any]:
-    return {"do": "port", "form": "merged", "base": str(base), "patch": str(patch), "out": str(out)}
+    order = {"do": "port", "form": "merged", "policy": None, "hashed": True}
+    return order | {"base": str(base), "patch": str(patch), "out": str(out)}
 
 
 def test_a_result_and_its_progress_come_back(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     patch = save_adapter(tmp_path / "patch", base)
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[Any, ...]] = []
     digests = sandbox.run(order(base, patch, tmp_path / "out"), lambda *what: told.append(what))
     assert "merged/model.safetensors" in digests
     assert {"config.json", "model.safetensors"} <= {
         file.name for file in (tmp_path / "out/merged").iterdir()
     }
-    assert told and all(what == "merging, MB" and done <= total for what, done, total in told)
+    assert told and all(what == "merging, bytes" and done <= total for what, done, total, _ in told)
+    finished = [file for *_, file in told if file]
+    assert sorted(finished) == sorted(path.name for path in (tmp_path / "out/merged").iterdir())
+    assert told[-1][1:3] == (told[-1][2],) * 2
 
 
 def test_a_refusal_crosses_as_a_refusal(tmp_path: Path) -> None:

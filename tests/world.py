@@ -9,20 +9,45 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from bot import cli
 from localhub.server import Server
-from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
+from tests.tiny import edit_json, load, load_adapted, save_adapter, save_base, save_tokenizer
 
 BASE, PATCH, PORTED = "vendor/base", "owner/patch", "owner/ported"
 LABELS = {"north": " w90", "south": " w91", "east": " w92", "west": " w93"}
 LABEL_IDS = [91, 92, 93, 94]
 ITEMS = 40
+
+
+@dataclass
+class Portllm:
+    """`portllm` in this process, as the world's owner, with a registry of its own."""
+
+    capture: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+    messages: str = field(default="", init=False)
+
+    def __call__(self, *arguments: object, code: int = 0) -> str:
+        """What it prints to stdout; `messages` has what went to stderr."""
+        self.monkeypatch.setattr(sys, "argv", ["portllm", *map(str, arguments)])
+        self.capture.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed, self.messages = self.capture.readouterr()
+        assert (end.value.code or 0) == code, f"{arguments}: {printed}\n{self.messages}"
+        return printed
+
+    def json(self, *arguments: object) -> Any:
+        return json.loads(self(*arguments, "--json"))
 
 
 class World:
@@ -55,6 +80,20 @@ class World:
         if golds is not None:
             write_evaluation(self.patch, self.base, golds)
         return self.push(PATCH, self.patch, "A patch")
+
+    def push_kind(self, name: str, **lora: Any) -> Path:
+        """Push `owner/<name>`, an adapter of another kind whose every tensor was trained."""
+        folder = save_adapter(self.folder / name, self.base, r=4, lora_alpha=8, **lora)
+        file = folder / "adapter_model.safetensors"
+        weights = load_file(file)
+        for tensor, value in weights.items():
+            if ".lora_" not in tensor:
+                weights[tensor] = value + 0.3 * torch.randn(value.shape)
+        save_file(weights, file, metadata={"format": "pt"})
+        config = {"base_model_name_or_path": BASE, "revision": self.base_sha}
+        edit_json(folder / "adapter_config.json", **config)
+        self.push(f"owner/{name}", folder, "A patch")
+        return folder
 
     def subscribed(self, form: str = "both", evaluated: bool = True) -> "World":
         """The patch recorded, pinned to the base, and subscribed."""

@@ -9,9 +9,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from porting.plan import Policy
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _data = Console(highlight=False)
 
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option(
+        "--policy",
+        help="What a patch that is not additive (class C) means in a merged model: its operator on "
+        "the new base, or the change that it made to the old base.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
 
 

@@ -1,4 +1,4 @@
-"""`portllm patch`: the patches that the registry knows."""
+"""`portllm patch`: the patches that the registry knows, and how patches are made."""
 
 from typing import Annotated
 
@@ -6,13 +6,14 @@ import typer
 from sqlalchemy import select
 
 from bot.address import parse_repo
+from bot.cli import making
 from bot.cli.output import Json, message, print_fields, print_json, print_table
 from bot.cli.sources import open_context
 from bot.register import register
 from registry.models import Patch
 from registry.records import find_patch
 
-app = typer.Typer(help="Record the patches to be kept alive.", no_args_is_help=True)
+app = typer.Typer(help="Record patches to be kept alive, and make patches.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="PATCH", help="namespace/name[@revision] on the Hub.")]
 
@@ -76,6 +77,9 @@ def show(patch: Name, json_: Json = False) -> None:
         print_json(shown)
         return
     print_fields(shown)
+
+
+making.add_to(app)
 
 
 def facts(patch: Patch) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """`portllm inspect`, `plan` and `port`: what a patch is, what would be done, and doing it here."""
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,13 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from bot import sandbox
-from bot.cli.output import Json, console, message, print_fields, print_json, print_table
+from bot.address import parse
+from bot.cli.output import Json, PolicyOption, message, print_fields, print_json, print_table
+from bot.cli.progress import progress
 from bot.cli.sources import open_source
 from bot.evaluation import read_evaluation
-from bot.files import base_files, patch_files
 from bot.hub import Hub, HubRepo
-from porting import Folder, Plan, Source, plan, read_adapter
-from porting.errors import Refused, UsageError
+from bot.inputs import Inputs, Place, Wanted, needs_old_base
+from bot.register import trained_on
+from porting import Adapter, Folder, LoraPair, Plan, read_adapter
+from porting.errors import UsageError
+from porting.plan import Policy
+from porting.updates import Operator
 
 PANEL = "Look at a patch, port it by hand"
 SHOWN = 20  # rows of a plan that a person is shown; --json has them all
@@ -27,6 +33,15 @@ class Form(StrEnum):
 Patch = Annotated[str, typer.Argument(help="The patch: a folder or namespace/name[@revision].")]
 Base = Annotated[str, typer.Argument(help="The base: a folder or namespace/name[@revision].")]
 As = Annotated[Form, typer.Option("--as", help="What is written.")]
+Old = Annotated[
+    str | None,
+    typer.Option(
+        "--old",
+        metavar="BASE@REV",
+        help="The base that the patch was trained on, where its values need it: a folder, or "
+        "namespace/name@ a commit or tag. Default: what its config names, if that is pinned.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,30 +55,23 @@ def inspect_(
     base: Annotated[
         str | None, typer.Option(help="Also say what it would touch in this base.")
     ] = None,
+    old: Old = None,
     json_: Json = False,
 ) -> None:
-    """Say what a patch is and whether it can be ported.
+    """Say what a patch is, whether it can be ported, and what that needs.
 
     Example: portllm inspect me/tickets-lora --base HuggingFaceTB/SmolLM2-135M-Instruct
     """
     hub = Hub()
     source = open_source(patch, hub)
     found = read_adapter(source)
+    facts = {"patch": source.name} | _facts(found)
     evaluation = read_evaluation(source)
-    facts: dict[str, Any] = {
-        "patch": source.name,
-        "kind": found.kind,
-        "class": f"{found.portability}: additive, it can be ported",
-        "ranks": sorted({pair.rank for pair in found.pairs}),
-        "scales": sorted({pair.scale for pair in found.pairs}),
-        "modules": len(found.pairs),
-        "targets": sorted({pair.module.rsplit(".", 1)[-1] for pair in found.pairs}),
-        "base": found.base_repo,
-        "base_revision": found.base_revision,
-        "evaluation": evaluation.spec.name if evaluation else None,
-    }
+    facts["evaluation"] = evaluation.spec.name if evaluation else None
     if base is not None:
-        made = plan(open_source(base, hub), source, as_="merged")
+        form: Wanted = "merged" if found.portability in "AB" else "adapter"
+        new, before = open_source(base, hub), _old_base(hub, source, old, None)
+        made = Inputs(new, source, before, form, None).plan
         facts["touches"] = [touch.tensor.name for touch in made.touched]
         facts["plan"] = made.summary
     if json_:
@@ -73,19 +81,49 @@ def inspect_(
     print_fields({name: _shown(value) for name, value in shown.items()})
 
 
+def _facts(found: Adapter) -> dict[str, Any]:
+    ranked = [u for u in found.updates if isinstance(u, LoraPair | Operator) and u.rank]
+    modules = {update.target.rpartition(".")[0] for update in found.updates}
+    return {
+        "kind": found.kind,
+        "class": found.portability,
+        "reason": found.reason,
+        "updates": dict(Counter(type(update).__name__ for update in found.updates)),
+        "ranks": sorted({update.rank for update in ranked}),
+        "scales": sorted({update.scale for update in ranked}),
+        "modules": len(modules),
+        "targets": sorted({module.rpartition(".")[2] for module in modules}),
+        "forms": ["adapter"] if found.portability == "D" else ["merged", "adapter"],
+        "needs_old_base": found.old_base_field,
+        "needs_policy": found.portability == "C",
+        "base": found.base_repo,
+        "base_revision": found.base_revision,
+    }
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
-    return "not recorded" if value is None else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
-def plan_(base: Base, patch: Patch, as_: As = Form.MERGED, json_: Json = False) -> None:
+def plan_(
+    base: Base,
+    patch: Patch,
+    as_: As = Form.MERGED,
+    old: Old = None,
+    policy: PolicyOption = None,
+    json_: Json = False,
+) -> None:
     """The dry run: which tensors change, which files travel, what is left behind and why.
 
     Example: portllm plan HuggingFaceTB/SmolLM2-135M-Instruct@main me/tickets-lora
     """
-    hub = Hub()
-    made = plan(open_source(base, hub), open_source(patch, hub), as_=as_.value)
+    made = _inputs(base, patch, as_, old, policy).plan
     if json_:
         print_json(made.to_dict())
         return
@@ -93,12 +131,13 @@ def plan_(base: Base, patch: Patch, as_: As = Form.MERGED, json_: Json = False) 
 
 
 def _print_plan(made: Plan) -> None:
+    touched = made.to_dict()["touched"]
     rows = [
-        (t.tensor.name, "x".join(map(str, t.tensor.shape)), t.tensor.dtype, t.pair.rank,
-         f"{t.pair.scale:g}")
-        for t in made.touched
+        (t["tensor"], "x".join(map(str, t["shape"])), t["dtype"], t["update"],
+         "" if t["rank"] is None else t["rank"], "" if t["scale"] is None else f"{t['scale']:g}")
+        for t in touched
     ]  # fmt: skip
-    print_table(("tensor", "shape", "dtype", "rank", "scale"), rows[:SHOWN])
+    print_table(("tensor", "shape", "dtype", "update", "rank", "scale"), rows[:SHOWN])
     if len(rows) > SHOWN:
         message(f"... and {len(rows) - SHOWN} more tensors (--json lists them all)")
     for file in made.copied_files:
@@ -113,6 +152,11 @@ def port(
     patch: Patch,
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
     as_: As = Form.ADAPTER,
+    old: Old = None,
+    policy: PolicyOption = None,
+    hash_: Annotated[
+        bool, typer.Option("--hash/--no-hash", help="The sha256 of every file of a merged model.")
+    ] = True,
     json_: Json = False,
 ) -> None:
     """Port a patch to a base, into a folder. Nothing is evaluated and nothing is pushed.
@@ -121,25 +165,17 @@ def port(
     """
     if out.exists():
         raise UsageError(f"{out} exists; name a new folder.")
-    hub = Hub()
-    base_source, patch_source = open_source(base, hub), open_source(patch, hub)
-    message(plan(base_source, patch_source, as_=as_.value).summary)
-    order: dict[str, Any] = {"do": "port", "form": as_.value}
-    if as_ is Form.ADAPTER:
-        if not isinstance(base_source, HubRepo):
-            raise UsageError(
-                f"An adapter points at a base on the Hub, and {base} is a folder. "
-                "Name the repo, or use --as merged."
-            )
-        order |= {"base_repo": base_source.repo, "base_sha": base_source.sha}
-    else:
-        order["base"] = str(_local(base_source, base_files(base_source)))
-    order["patch"] = str(_local(patch_source, patch_files(patch_source)))
+    inputs = _inputs(base, patch, as_, old, policy)
+    if as_ is Form.ADAPTER and not isinstance(inputs.new, HubRepo):
+        raise UsageError(
+            f"An adapter points at a base on the Hub, and {base} is a folder. "
+            "Name the repo, or use --as merged."
+        )
+    message(inputs.plan.summary)
     folder = out.resolve()
-    order["out"] = str(folder.with_name(f".{folder.name}.portllm"))
-    with console.status("porting") as status:
-        digests = sandbox.run(order, lambda what, done, of: status.update(f"{what} {done}/{of}"))
-    made = Path(order["out"])
+    made = folder.with_name(f".{folder.name}.portllm")
+    with progress() as report:
+        digests = sandbox.run(inputs.order(made, report, hash_), report)
     (made / as_.value).rename(folder)
     made.rmdir()
     files = {name.partition("/")[2]: digest for name, digest in digests.items()}
@@ -151,10 +187,18 @@ def port(
             "release: portllm subscribe --help")  # fmt: skip
 
 
-def _local(source: Source, files: dict[str, Any]) -> Path:
-    if isinstance(source, Folder):
-        return source.path.resolve()
-    if isinstance(source, HubRepo):
-        message(f"Fetching {source.name}: {len(files)} files")
-        return source.hub.snapshot(source.repo, source.sha, files)
-    raise Refused(f"{source.name} is neither a folder nor a repo.")
+def _inputs(base: str, patch: str, as_: Form, old: str | None, policy: Policy | None) -> Inputs:
+    hub = Hub()
+    new, source = open_source(base, hub), open_source(patch, hub)
+    before = _old_base(hub, source, old, policy)
+    return Inputs(new, source, before, as_.value, policy)
+
+
+def _old_base(hub: Hub, patch: Place, given: str | None, policy: str | None) -> Place | None:
+    """The base that the patch was trained on: the one given, else, if needed, its config's."""
+    found, address = read_adapter(patch), parse(given) if given is not None else None
+    if isinstance(address, Path):
+        return Folder(address)
+    if address is None and not needs_old_base(found, policy):
+        return None
+    return trained_on(hub, patch.name, found, address, "--old")

@@ -7,8 +7,9 @@ import typer
 from sqlalchemy import select
 
 from bot.address import parse_repo
-from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.output import Json, PolicyOption, message, print_json, print_table
 from bot.cli.sources import open_context
+from bot.register import check_wanted
 from porting.errors import UsageError
 from registry import records
 from registry.models import Port
@@ -35,6 +36,7 @@ def subscribe(
     follow: Annotated[str, typer.Option(help="The base to follow: namespace/name (its main).")],
     to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,
+    policy: PolicyOption = None,
     json_: Json = False,
 ) -> None:
     """Keep a patch alive on a base: from now on, each new revision gets a port.
@@ -50,18 +52,18 @@ def subscribe(
         raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
     head = context.hub.head(base.repo)
     with context.database.session() as session:
-        subscription = records.subscribe(
-            session,
-            records.find_patch(session, address.repo, address.revision),
-            records.follow(session, base.repo, "main", head),
-            target.repo,
-            as_.value,
-        )
+        record = records.find_patch(session, address.repo, address.revision)
+        check_wanted(record, as_.value, policy)
+        followed = records.follow(session, base.repo, "main", head)
+        subscription = records.subscribe(session, record, followed, target.repo, as_.value, policy)
         shown = status_of(session, subscription)
     if json_:
         print_json(shown.to_dict())
         return
-    print_table(("patch", "follows", "to", "as"), [(shown.patch, shown.follows, shown.to, as_)])
+    print_table(
+        ("patch", "follows", "to", "as", "policy"),
+        [(shown.patch, shown.follows, shown.to, as_, policy or "")],
+    )
     message("Next: portllm bot run")
 
 
@@ -112,6 +114,8 @@ def ports(json_: Json = False) -> None:
                 "port": port.key,
                 "patch": f"{port.subscription.patch.repo}@{port.subscription.patch.sha}",
                 "release": f"{port.release.base.repo}@{port.release.sha}",
+                "form": port.job.get("form"),
+                "policy": port.job.get("policy"),
                 "state": port.state,
                 "step": port.step,
                 "reason": port.reason,

@@ -1,0 +1,54 @@
+"""`portllm verify`: is a port what its lock says, to the byte?"""
+
+from typing import Annotated
+
+import typer
+
+from bot.address import parse_repo
+from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.progress import progress
+from bot.context import ENGINE
+from bot.hub import Hub, HubRepo
+from bot.verify import verify as verify_port
+from patch_cards import lock
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Look at a patch, port it by hand", no_args_is_help=True)(verify)
+
+
+def verify(
+    port: Annotated[str, typer.Argument(help="A published port: namespace/name[@revision].")],
+    json_: Json = False,
+) -> None:
+    """Make a published port again from what its lock names, and compare it to the byte.
+
+    Example: portllm verify me/tickets-lora-ported@base-12fd25f
+    """
+    address, hub = parse_repo(port), Hub()
+    repo = HubRepo(hub, address.repo, hub.head(address.repo, address.revision or "main"))
+    engine = lock.read(repo).engine
+    if engine != ENGINE:
+        message(f"It was made by {engine}, and this is {ENGINE}: trying all the same.")
+    with progress() as report:
+        found = verify_port(repo, report)
+    if json_:
+        print_json(found.to_dict())
+    else:
+        print_table(
+            ("file", "locked", "made again", "on the Hub"),
+            [
+                (file.name, file.locked or "missing", _compared(file.locked, file.made),
+                 _compared(file.locked, file.held))
+                for file in found.files
+            ],
+        )  # fmt: skip
+    found.check()
+    if not json_:
+        message(f"{found.port} is what its lock says: {len(found.files)} files, to the byte.")
+
+
+def _compared(locked: str | None, other: str | None) -> str:
+    if other is None:
+        return "missing"
+    return "equal" if other == locked else other

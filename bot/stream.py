@@ -1,0 +1,128 @@
+"""Publish the merged port of a model that may be larger than the disk: one shard at a time.
+
+Large files are uploaded first, and one commit at the end refers to all of them: before it, nothing
+is to be seen; killed before it, the next attempt goes on with what was not uploaded yet.
+"""
+
+import fcntl
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.content import Content
+from bot.context import Job
+from bot.describe import describe, left_over
+from bot.files import patch_files
+from bot.hub import Forgotten, Hub, NotCopied, Published
+from bot.inputs import Inputs, needs_old_base
+from bot.journal import Journal
+from bot.parts import Parts
+from bot.plan import check_change
+from bot.publish import check_target, is_closed
+from bot.remote import Remote
+from bot.reuse import made_before
+from bot.sandbox import Report
+from bot.shards import Shards
+from porting import Folder, read_adapter
+from porting.errors import HubError, Refused, UsageError
+
+VERDICT = {
+    "action": "not judged",
+    "reason": "It was published by hand, and nothing was measured.",
+}
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What became of one publication; `parts` is None where an earlier attempt had made it."""
+
+    published: Published
+    parts: Parts | None
+
+
+def publish_streamed(
+    job: Job, patch: Remote, work: Path, private: bool, report: Report
+) -> Publication:
+    """Port `patch` as `job` says, as a merged model, in the folder `work`, and publish it.
+
+    Raises:
+        Refused: the port or the target is refused, or there is no room for a shard.
+        UsageError: another process is at it.
+        HubError: the Hub or the network failed; the next call goes on from there.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{job.to_repo} is being published by another process.") from error
+        return _publish(job, patch, work, private, report)
+
+
+def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report) -> Publication:
+    hub, trailer = patch.hub, f"PortLLM-Port: {job.key}"
+    check_target(hub, job)
+    if hub.exists(job.to_repo):
+        if private and not hub.facts(job.to_repo).private:
+            raise Refused(f"{job.to_repo} is public: make it private on the Hub.")
+        if (done := hub.commit_with(job.to_repo, trailer)) is not None:
+            shutil.rmtree(work)
+            return Publication(_tagged(hub, job, done), None)
+    base = Remote(hub, job.new_repo, job.new_sha)
+    old = Remote(hub, job.old_repo, job.old_sha)
+    check_change(job, old, base)
+    local = _fetch(patch, work / "patch")
+    plan = Inputs(base, local, old, job.form, job.policy).plan
+
+    hub.create(job.to_repo, private or is_closed(hub, job))
+    check_target(hub, job)
+    target = Remote(hub, job.to_repo, hub.head(job.to_repo))
+    journal = Journal(work / "journal.json")
+    parts = Parts(job, base, target, journal)
+    parts.decide(plan, made_before(job, plan, base, local, old, target))
+    needed = old if needs_old_base(read_adapter(local), job.policy) else None
+    shards = Shards(job, plan, base, needed, local.path, work, journal, report)
+    shards.upload(parts.to_port, parts.to_move)
+    parts.uploaded()
+
+    described = describe(hub, job, local, target, parts.digests, VERDICT, None)
+
+    def commit() -> Published:
+        content: dict[str, Content] = {**parts.contents, **described}
+        return hub.commit(
+            job.to_repo,
+            add=content,
+            delete=left_over(target, {*parts.digests, *described}),
+            title=f"Port to {job.new_repo}@{job.new_sha[:7]} ({job.key})",
+            description=f"{VERDICT['reason']}\n\n{trailer}",
+            parent=target.sha,
+            as_pull_request=False,
+        )
+
+    try:
+        try:
+            published = commit()
+        except NotCopied:
+            parts.move_instead()
+            shards.upload([], parts.to_move)
+            parts.uploaded()
+            published = commit()
+    except Forgotten as error:
+        journal.clear()
+        raise HubError(f"{error} Run it again: everything is uploaded anew.") from error
+    tagged = _tagged(hub, job, published.sha)
+    shutil.rmtree(work)
+    return Publication(tagged, parts)
+
+
+def _fetch(patch: Remote, folder: Path) -> Folder:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in patch_files(patch):
+        patch.download(file, folder)
+    return Folder(folder)
+
+
+def _tagged(hub: Hub, job: Job, sha: str) -> Published:
+    hub.tag(job.to_repo, job.tag, sha)
+    return Published(sha, hub.url(job.to_repo, job.tag))
