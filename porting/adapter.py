@@ -11,7 +11,7 @@ from porting.errors import Refused
 from porting.kinds import KINDS, read_kind
 from porting.layout import Layout, read_layout
 from porting.lora import is_safe_init, read_lora
-from porting.source import Source, read_json
+from porting.source import MAX_CONFIG_BYTES, Source, read_json
 from porting.updates import Absolute, LoraPair, Update
 
 CONFIG = "adapter_config.json"
@@ -90,7 +90,7 @@ def read_adapter(source: Source) -> Adapter:
         from porting.full import read_full  # it makes an Adapter, and so imports this module
 
         return read_full(source)
-    config = read_json(source, CONFIG)
+    config = read_json(source, CONFIG, MAX_CONFIG_BYTES)
     where = f"{CONFIG} in {source.name}"
     _check_types(config, where)
     portability, kind, reason = _class(config, where)

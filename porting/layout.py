@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from porting.errors import Refused
-from porting.source import MAX_JSON_BYTES, FileEntry, Source, parse_json, read_json
+from porting.source import FileEntry, Source, parse_json, read_json
 
 WEIGHTS = "model.safetensors"
 SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 FLOATS = ("F32", "F16", "BF16")
 MAX_NAME = 500
+MAX_HEADER_BYTES = 10_000_000  # of one file: about 80,000 tensors
 FIRST_READ = 1 << 16  # one request is enough for the header of most files
 
 BITS = (
@@ -111,7 +112,7 @@ def _read_header(source: Source, file: str, size: int) -> list[TensorInfo]:
     where = f"{file} in {source.name}"
     head = source.read(file, 0, min(size, FIRST_READ))
     length = int.from_bytes(head[:8], "little")
-    if size < 8 or not 2 <= length <= min(size - 8, MAX_JSON_BYTES):
+    if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
         raise Refused(f"{where} is not safetensors: its header length {length} is out of range")
     begin = 8 + length
     if len(head) < begin:

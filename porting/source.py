@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from porting.errors import Refused, UsageError
 
-MAX_JSON_BYTES = 100_000_000  # the bound the safetensors format sets for its own header
+# Far above what the largest models need, and read in about a second.
+MAX_JSON_BYTES = 25_000_000
+MAX_CONFIG_BYTES = 5_000_000
 NOT_CONTENT = (".git", ".cache")  # what git and the Hub's client keep beside the files
 
 
@@ -87,7 +89,7 @@ class Folder:
 
     def locate(self, file: str) -> Path:
         """The real path of `file`; `Refused` if it is missing or lies outside the folder."""
-        path = (self.path / file).resolve()
+        path = Path(os.path.realpath(self.path / file))  # Path.resolve raises on circular links
         if not any(path.is_relative_to(root) for root in self._roots):
             raise Refused(f"{file!r} in {self.name} points outside the folder: replace the link")
         if not path.is_file():
@@ -101,12 +103,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_json(source: Source, file: str) -> dict[str, Any]:
+def read_json(source: Source, file: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object; `Refused` if it is missing, too long or anything else than an object."""
     entry = source.files().get(file)
     if entry is None:
         raise Refused(f"{file} is missing in {source.name}: add it")
-    if entry.size > MAX_JSON_BYTES:
+    if entry.size > limit:
         raise Refused(f"{file} in {source.name} has {entry.size} bytes, too long for its kind")
     return parse_json(source.read(file, 0, entry.size), f"{file} in {source.name}")
 

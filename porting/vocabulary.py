@@ -6,6 +6,7 @@ from typing import Any, Literal
 from porting.source import Source, read_json
 
 TOKENIZER = "tokenizer.json"
+MAX_BYTES = 100_000_000  # the largest in use have 35 MB
 Vocabulary = Literal["same", "grown", "changed"]
 
 
@@ -22,7 +23,7 @@ def compare_vocabularies(old: Source, new: Source) -> tuple[Vocabulary, str]:
         return "changed", "Only one of the two bases has a tokenizer.json."
     if old.files()[TOKENIZER].digest == new.files()[TOKENIZER].digest:
         return "same", "tokenizer.json is the same."
-    before, after = read_json(old, TOKENIZER), read_json(new, TOKENIZER)
+    before, after = (read_json(source, TOKENIZER, MAX_BYTES) for source in (old, new))
     for key in sorted(before.keys() | after.keys()):
         if key not in ("model", "added_tokens") and before.get(key) != after.get(key):
             return "changed", f"tokenizer.json changed in {key!r}."

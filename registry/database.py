@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
@@ -35,6 +33,9 @@ class Database:
 
 def migrate(engine: Engine) -> None:
     """Bring the schema to the newest revision; nothing happens where it already is."""
+    from alembic import command  # slow to import, and most commands open no database
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:

@@ -66,3 +66,10 @@ def test_linked_folders_are_not_entered(tmp_path: Path) -> None:
 def test_a_path_that_is_no_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         Folder(tmp_path / "none")
+
+
+def test_links_that_go_in_circles_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(Refused, match=r"'[ab]' is missing .* or is not a plain file"):
+        Folder(tmp_path).files()

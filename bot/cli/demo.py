@@ -23,7 +23,6 @@ from bot.cli.output import message, print_table
 from bot.cli.steps import step
 from bot.hub import Hub
 from examples.smollm2 import base_model, cache_folder
-from localhub.server import Server
 from porting import Folder, merge, plan
 from porting.errors import PortllmError
 from registry.database import Database
@@ -50,6 +49,8 @@ def demo(
     folder = cache_folder() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    from localhub.server import Server  # slow to import, and only needed here
+
     with Server(folder / "hub") as server:
         vendor = Hub(server.endpoint, server.add_user("demo"))
         owner = Hub(server.endpoint, server.add_user("acme"))

@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from bot.cli.output import message
-from localhub.server import first_token
-from localhub.server import serve as serve_hub
 
 app = typer.Typer(help="A Hub on your own disk.", no_args_is_help=True)
 
@@ -26,6 +24,9 @@ def serve(
 
     Example: portllm hub serve --dir ~/hub --port 8080
     """
+    from localhub.server import first_token  # slow to import, and only needed here
+    from localhub.server import serve as serve_hub
+
     user, token = first_token(dir)
 
     def ready(endpoint: str) -> None:
