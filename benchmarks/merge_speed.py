@@ -29,6 +29,16 @@ ports = [Port(plan(Folder(base), Folder(patch), as_="merged"), patch) for patch 
 outs = [out / str(number) for number in range(len(ports))]
 merge_all(ports, base, outs, hashed=hashed == "hashed")
 """
+HASH = """
+import hashlib, os, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+def digest(file):
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(digest, Path(sys.argv[1]).iterdir()))
+"""
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -54,6 +64,7 @@ class Contender:
 
     def run(self, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
+        os.sync()  # what the one before left to write is not this one's to wait for
         command = self.command(out)
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
@@ -96,14 +107,13 @@ def warm(folder: Path) -> None:
 def contenders(base: Path, patches: list[Path], mergekit: str | None, skip: str) -> list[Contender]:
     python = sys.executable
     patch, many = str(patches[0]), [str(patch) for patch in patches]
-    hash_all = 'find "$1" -type f -print0 | xargs -0 -n 1 -P "$(nproc)" sha256sum'
     recipe = base.parent / "mergekit.yaml"
     recipe.write_text(MERGEKIT.format(base=base, patch=patch))
     portllm = str(Path(python).with_name("portllm"))
     port = [portllm, "port", str(base), patch, "--as", "merged", "--out"]
     found = [
         Contender("cp + fsync", lambda out: ["cp", "-r", str(base), str(out)]),
-        Contender("sha256 of a copy", lambda out: ["sh", "-c", hash_all, "sh", str(base)], False),
+        Contender("sha256 alone", lambda out: [python, "-c", HASH, str(base)], False),
         Contender(
             "ours, no hash", lambda out: [python, "-c", OURS, str(base), str(out), "", patch], False
         ),

@@ -14,7 +14,8 @@ from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
 
-ENGINE = f"portllm {version('portllm')}"
+# Everything whose version may change a byte of a port: PEFT and torch compute some kinds.
+ENGINE = f"portllm {version('portllm')}, torch {version('torch')}, peft {version('peft')}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Job:
 def job_of(subscription: Subscription, release: Release) -> Job:
     """The job of this port."""
     return made_job(
+        "bot",
         patch_repo=subscription.patch.repo,
         patch_sha=subscription.patch.sha,
         old_repo=subscription.patch.base_repo,
@@ -75,9 +77,13 @@ def job_of(subscription: Subscription, release: Release) -> Job:
     )
 
 
-def made_job(**inputs: Any) -> Job:
-    """The job of these inputs. The same ones and engine give the same key, and the same bytes."""
-    digest = hashlib.sha256(json.dumps([inputs, ENGINE], sort_keys=True).encode()).hexdigest()
+def made_job(maker: str, **inputs: Any) -> Job:
+    """The job of these inputs. The same ones and engine give the same key, and the same bytes.
+
+    `maker` keeps what the bot judges apart from what a person publishes unjudged.
+    """
+    made_of = json.dumps([maker, inputs, ENGINE], sort_keys=True)
+    digest = hashlib.sha256(made_of.encode()).hexdigest()
     return Job(key=f"port-{digest[:16]}", **inputs)
 
 

@@ -33,22 +33,24 @@ def check_target(hub: Hub, job: Job) -> None:
     if lock.NAME in target.files():
         owner = lock.read(target).patch.repo
         if owner != job.patch_repo:
-            raise Refused(f"{job.to_repo} holds ports of {owner}: subscribe with --to a new repo.")
+            raise Refused(f"{job.to_repo} holds ports of {owner}: name a new repo with --to.")
     elif weights:
         raise Refused(
             f"{job.to_repo} holds weights that no port wrote ({weights[0]}). "
-            "Subscribe with --to a new repo instead."
+            "Name a new repo with --to."
         )
     if not (facts.private or facts.gated) and is_closed(hub, job):
         raise Refused(
-            f"{job.to_repo} is public, but the base or the patch is private or gated. "
+            f"{job.to_repo} is public, but a base or the patch is private or gated. "
             f"Make {job.to_repo} private or gated on the Hub."
         )
 
 
 def is_closed(hub: Hub, job: Job) -> bool:
-    inputs = (hub.facts(job.new_repo), hub.facts(job.patch_repo))
-    return any(facts.private or facts.gated for facts in inputs)
+    """Whether a port holds something that not everybody may read; also of the old base, by values
+    that are differences to it."""
+    inputs = {job.new_repo, job.patch_repo, job.old_repo}
+    return any(facts.private or facts.gated for facts in map(hub.facts, sorted(inputs)))
 
 
 def publish(

@@ -73,7 +73,7 @@ class Shards:
     def _check_room(self, files: list[str], ported: set[str]) -> None:
         for name in ("base", "old", "out"):
             shutil.rmtree(self.work / name, ignore_errors=True)
-        head, room = self.plan.head, {"in": 0, "out": 0, "old": 0}
+        head, room = self.plan.appended, {"in": 0, "out": 0, "old": 0}
         for file in files:
             size = self.base.files()[file].size
             grown = head.end - head.start if head and head.file == file else 0

@@ -88,6 +88,7 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
     described = describe(hub, job, local, target, parts.digests, VERDICT, None)
 
     def commit() -> Published:
+        check_target(hub, job)  # hours may have passed
         content: dict[str, Content] = {**parts.contents, **described}
         return hub.commit(
             job.to_repo,

@@ -14,8 +14,10 @@ from bot.port import make_in, parts
 from bot.sandbox import Report
 from patch_cards import lock
 from porting.errors import Refused
+from porting.files import CODE, TRAVEL, matches
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+LOADED = (*CODE, ".safetensors", ".index.json", ".gguf", "config.json")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,17 @@ class File:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. `engine` made the port, `ours` made it again."""
+    """What `verify` found. `engine` made the port, `ours` made it again.
+
+    `inputs` is what the lock says it was made of, by role; `extra` what it holds beside the port.
+    """
 
     port: str
     engine: str
     ours: str
+    inputs: dict[str, Any]
     files: tuple[File, ...]
+    extra: tuple[str, ...]
 
     def check(self) -> None:
         """Raises Refused, naming the files, unless all are equal."""
@@ -50,6 +57,8 @@ class Verification:
             found.append(f"what the Hub holds differs from the lock in {', '.join(unlike_held)}")
         if unlike_made:
             found.append(f"made again, it differs from the lock in {', '.join(unlike_made)}")
+        if self.extra:
+            found.append(f"programs may load what the lock does not name: {', '.join(self.extra)}")
         if unlike_made and self.engine != self.ours:
             found.append(f"it was made by {self.engine}, and this is {self.ours}")
         if found:
@@ -70,10 +79,20 @@ def verify(port: HubRepo, report: Report) -> Verification:
     with tempfile.TemporaryDirectory(prefix="portllm-verify-") as folder:
         digests = make_in(Path(folder), _inputs(port.hub, locked), report)
     made = {name: digests[part] for name, part in parts(locked.form, digests).items()}
+    named = {"patch": locked.patch, "old base": locked.old_base, "new base": locked.new_base}
     return Verification(
         port=port.name,
         engine=locked.engine,
         ours=ENGINE,
+        inputs={role: f"{repo.repo}@{repo.sha}" for role, repo in named.items()}
+        | {"form": locked.form, "policy": locked.policy or "none"},
+        extra=tuple(
+            sorted(
+                name
+                for name in port.files()
+                if name not in {*locked.files, *made, lock.NAME} and _loads(name)
+            )
+        ),
         files=tuple(
             File(name, locked.files.get(name), made.get(name), _held(port, name))
             for name in sorted({*locked.files, *made})
@@ -87,6 +106,11 @@ def _inputs(hub: Hub, locked: lock.Lock) -> Inputs:
         for named in (locked.new_base, locked.patch, locked.old_base)
     )
     return Inputs(new, patch, old, locked.form, locked.policy)
+
+
+def _loads(name: str) -> bool:
+    """Whether a program that loads the repo may read this file."""
+    return name.endswith(LOADED) or matches(name, TRAVEL)
 
 
 def _held(port: HubRepo, name: str) -> str | None:

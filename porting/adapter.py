@@ -164,6 +164,8 @@ def _check_types(config: dict[str, Any], where: str) -> None:
         "rank_pattern": (dict, type(None)),
         "alpha_pattern": (dict, type(None)),
         "target_modules": (list, str, type(None)),
+        "exclude_modules": (list, str, type(None)),
+        "layers_to_transform": (list, int, type(None)),
         "target_parameters": (list, type(None)),
         "modules_to_save": (list, type(None)),
         "trainable_token_indices": (list, dict, type(None)),
@@ -171,10 +173,13 @@ def _check_types(config: dict[str, Any], where: str) -> None:
     for field, types in expected.items():
         if not isinstance(config.get(field), types):
             raise Refused(f"{where}: {field} must not be {config.get(field)!r}; save it with PEFT")
-    for field in ("target_modules", "target_parameters", "modules_to_save"):
+    for field in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save"):
         values = config.get(field)
         if isinstance(values, list) and not all(isinstance(value, str) for value in values):
             raise Refused(f"{where}: {field} must be a list of names; save it with PEFT")
+    layers = config.get("layers_to_transform")
+    if isinstance(layers, list) and not all(type(layer) is int for layer in layers):
+        raise Refused(f"{where}: layers_to_transform must be a list of numbers; save it with PEFT")
 
 
 def _updates(config: dict[str, Any], layout: Layout, where: str, file: str) -> tuple[Update, ...]:

@@ -1,5 +1,6 @@
 """One file of a base becomes one file of every port: read once, in blocks, by a few threads."""
 
+import errno
 import hashlib
 import os
 from collections import deque
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
 BLOCK = 1 << 20  # bytes, fixed: the result must not depend on the machine
 WORKERS = min(os.cpu_count() or 1, 8)
 AHEAD = WORKERS + 2  # blocks of a file that may wait to be hashed
+SYNC = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+FLUSH_EVERY = 64  # blocks; the disk works while the next ones are computed
 
 TouchesOf = Callable[[TensorInfo], "Touches"]
 
@@ -61,7 +64,7 @@ def write_file(
     progress: Callable[[int], object],
     hashed: bool,
 ) -> list[str]:
-    """Write every target from the file `source`, which holds `tensors`, and fsync them.
+    """Write every target from the file `source`, which holds `tensors`, down to the disk.
 
     Returns:
         sha256 of each target, or empty strings if not `hashed`.
@@ -86,22 +89,37 @@ def write_file(
         header = os.pread(reader, begin, 0)
         headers = [header if target.header is None else target.header for target in targets]
         for writer, content in zip(writers, headers, strict=True):
-            os.pwrite(writer, content, 0)
+            _write(writer, content, 0)
         finish([memoryview(content) for content in headers])
         shifts = [len(content) - begin for content in headers]
-        with ThreadPoolExecutor(WORKERS) as pool:
-            for block in _blocks(source, begin, tensors, targets, shifts):
+        with ThreadPoolExecutor(WORKERS) as pool, ThreadPoolExecutor(1) as disk:
+            flushed = disk.submit(_flush, [])
+            for number, block in enumerate(_blocks(source, begin, tensors, targets, shifts)):
+                if number % FLUSH_EVERY == 0 and flushed.done():
+                    flushed.result()  # the disk tells an error only once
+                    flushed = disk.submit(_flush, writers)
                 pending.append(pool.submit(_move, block, reader, writers, source))
                 if len(pending) > AHEAD:
                     finish(pending.popleft().result())
             while pending:
                 finish(pending.popleft().result())
-        for writer in writers:
-            os.fsync(writer)
+            flushed.result()
+        _flush(writers)
     finally:
         for descriptor in (reader, *writers):
             os.close(descriptor)
     return [digest.hexdigest() if hashed else "" for digest in digests]
+
+
+def _write(writer: int, content: bytes | memoryview, offset: int) -> None:
+    if os.pwrite(writer, content, offset) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a write cut short means
+
+
+def _flush(writers: Sequence[int]) -> None:
+    """Bring the content to the disk; names and times follow when the folder is complete."""
+    for writer in writers:
+        SYNC(writer)
 
 
 def _blocks(
@@ -164,6 +182,6 @@ def _move(
 
             own = raw if len(writers) == 1 else bytearray(raw)
             content = updated(own, block.tensor, block.start, touches)
-        os.pwrite(writer, content, offset)
+        _write(writer, content, offset)
         contents.append(content)
     return contents

@@ -7,6 +7,7 @@ from typing import Any
 from porting.errors import Refused
 from porting.kind_table import KINDS, Kind, Site
 from porting.layout import FLOATS, Layout, TensorInfo
+from porting.lora import check_left_in
 from porting.patterns import Patterns
 from porting.updates import Meaning, Operator, Update
 
@@ -171,9 +172,4 @@ def _check_tensors(
             raise Refused(
                 f"{file}: {tensor.name!r} of {tensor.dtype} has shape {tensor.shape}; {AGAIN}"
             )
-    targets = config.get("target_modules")
-    if isinstance(targets, list) and not any(f".{module}".endswith(f".{t}") for t in targets):
-        raise Refused(
-            f"{where}: target_modules leaves out {module!r}, so PEFT would ignore its tensors; add "
-            f"it or {AGAIN}"
-        )
+    check_left_in(config, module, where)

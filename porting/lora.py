@@ -46,11 +46,8 @@ def read_lora(
         direct = parameters.get((module, nested))
         name = f"{module}.{direct}" if direct else module  # what PEFT matches the patterns with
         a, b = _halves(module, parts, file)
-        if not direct and not _targets(config, module):
-            raise Refused(
-                f"{where}: target_modules leaves out {module!r}, so PEFT would ignore its tensors "
-                f"in {a.file}; add it or {AGAIN}"
-            )
+        if not direct:
+            check_left_in(config, module, where)
         rank = _rank(ranks.get(name, config.get("r", 8)), a, b, bool(direct), where)
         pair = LoraPair(
             module=module,
@@ -132,9 +129,33 @@ def _scale(rank: int, alpha: Any, config: dict[str, Any], where: str) -> float:
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def _targets(config: dict[str, Any], module: str) -> bool:
-    """Whether a list of targets takes `module`. A single expression is not evaluated."""
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("ensure_weight_tying"):
-        return True
-    return any(module == name or module.endswith(f".{name}") for name in targets)
+def check_left_in(config: dict[str, Any], module: str, where: str) -> None:
+    """Raises Refused where a field of the config keeps PEFT from adapting `module`."""
+    if field := _left_out_by(config, module):
+        raise Refused(
+            f"{where}: {field} leaves out {module!r}, so PEFT would ignore its tensors; add it or "
+            f"{AGAIN}"
+        )
+
+
+def _left_out_by(config: dict[str, Any], module: str) -> str | None:
+    """The field that leaves `module` out. Expressions are not evaluated; PEFT writes none wrong."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if (
+        isinstance(targets, list)
+        and not config.get("ensure_weight_tying")
+        and not _ends(module, targets)
+    ):
+        return "target_modules"
+    if isinstance(excluded, list) and _ends(module, excluded):
+        return "exclude_modules"
+    layers = config.get("layers_to_transform")
+    wanted = [layers] if isinstance(layers, int) else layers
+    numbers = [int(part) for part in module.split(".") if part.isdecimal()]
+    if wanted is not None and numbers and not set(numbers) & set(wanted):
+        return "layers_to_transform"
+    return None
+
+
+def _ends(module: str, names: list[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -210,21 +210,28 @@ def first_rows(tensor: TensorInfo, rows: int) -> TensorInfo:
 
 
 def _check_once(touches: list[Touch], base: str) -> None:
-    last: dict[str, Touch] = {}
+    open_: list[Touch] = []  # of the tensor at hand, those that reach further than its start
     for touch in sorted(touches, key=lambda t: (t.tensor.name, t.tensor.start)):
-        other = last.get(touch.tensor.name)
-        if other and other.tensor.end > touch.tensor.start and not _stack(other, touch):
+        name, start = touch.tensor.name, touch.tensor.start
+        open_ = [t for t in open_ if t.tensor.name == name and t.tensor.end > start]
+        if len(open_) > 1 or (open_ and not _stack(open_[0], touch)):
             raise Refused(
-                f"{touch.update.tensors[0].file}: {other.update.target!r} and "
+                f"{touch.update.tensors[0].file}: {open_[0].update.target!r} and "
                 f"{touch.update.target!r} both touch {touch.tensor.name!r} in {base}; save the "
                 "adapter again"
             )
-        last[touch.tensor.name] = touch
+        open_.append(touch)
 
 
 def _stack(one: Touch, other: Touch) -> bool:
-    """Whether PEFT itself applies both: a saved value, and an update on top of it."""
-    return isinstance(one.update, Absolute) != isinstance(other.update, Absolute)
+    """Whether PEFT itself applies both: a saved value, and an update on top of it.
+
+    An operator would have to see the saved value, so with one the value must be the base's own,
+    which PEFT saves beside the embeddings that it targets.
+    """
+    kinds = {type(one.update), type(other.update)}
+    saved = [t.update.field for t in (one, other) if isinstance(t.update, Absolute)]
+    return len(saved) == 1 and (Operator not in kinds or saved == ["save_embedding_layers"])
 
 
 def _old(touch: Touch, old: Parameters) -> TensorInfo | None:
@@ -237,7 +244,7 @@ def _old(touch: Touch, old: Parameters) -> TensorInfo | None:
         [part] = old.find(touch.update)
         tensor = part.tensor
     expected = touch.tensor.shape
-    if isinstance(touch.update, Absolute) and touch.update.rows:
+    if isinstance(touch.update, Absolute) and touch.update.rows is not None:
         return tensor
     if tensor.shape != expected:
         raise Refused(

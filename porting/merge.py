@@ -134,7 +134,8 @@ class Merger:
         tensors = [tensor for tensor in layout.tensors.values() if tensor.file == file]
         targets = []
         for port, deltas, path in zip(self.ports, self._deltas, paths, strict=True):
-            head = port.plan.head if port.plan.head and port.plan.head.file == file else None
+            new = port.plan.appended
+            head = new if new and new.file == file else None
             by_name: dict[str, list[Touch]] = {}
             for touch in port.plan.touches_of(file):
                 by_name.setdefault(touch.tensor.name, []).append(touch)

@@ -8,6 +8,7 @@ import regex
 from porting.errors import Refused
 
 MAX_LENGTH = 256
+MAX_PATTERNS = 2000
 MAX_GROUPS = 8  # nested groups cost exponential memory when they are compiled
 SECONDS = 1.0
 
@@ -20,6 +21,8 @@ class Patterns:
 
     def __init__(self, patterns: Mapping[str, Any], where: str) -> None:
         self._where = where
+        if len(patterns) > MAX_PATTERNS:
+            raise Refused(f"{where} has {len(patterns)} patterns; group the modules into fewer")
         self._values = dict(patterns)
         self._compiled = {pattern: self._compile(pattern) for pattern in patterns}
 

@@ -50,6 +50,11 @@ class Plan:
         return tuple(touch for touch in self.touched if touch.tensor.file == file)
 
     @property
+    def appended(self) -> TensorInfo | None:
+        """The untied head, where the base has no tensor for it."""
+        return self.head if self.head and self.head.name not in self.layout.tensors else None
+
+    @property
     def rewrites(self) -> bool:
         """Whether an adapter's tensors change on their way: see `porting.rebase`."""
         return self.as_ == "adapter" and any(
@@ -70,8 +75,9 @@ class Plan:
         """Every file of a merged model, in the order in which they are written."""
         changed = {touch.tensor.file for touch in self.touched}
         if self.head:
-            changed |= {self.head.file, "config.json"}
-            changed |= {self.layout.index} if self.layout.index else set()
+            changed |= {"config.json"}
+        if self.appended:
+            changed |= {self.appended.file, *_index(self.layout)}
         return tuple(sorted({*self.copied_files, *changed}))
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def plan(
     layout = read_layout(base, whole=as_ == "merged")
     quantised = is_quantised(base, config, layout)
     policy = _policy(found, as_, policy, patch.name)
-    _check_old_base(found, as_, policy, old_base, patch.name)
+    _check_old_base(found, policy, old_base, patch.name)
     _check_form(found, as_, quantised, base.name, patch.name)
     if old_base:
         _check_tokens(old_base, base)
@@ -142,6 +148,13 @@ def plan(
         updates = found.updates if as_ == "merged" else _known(found.updates, new, old)
         touched = map_updates(updates, new, old)
     head = untied_head(touched, new) if as_ == "merged" else None
+    appended = head if head and head.name not in layout.tensors else None
+    places = {*layout.tensors, *([appended.name] if appended else [])}
+    if as_ == "merged" and (lost := [t for t in touched if t.tensor.name not in places]):
+        raise Refused(
+            f"config.json in {base.name}: {lost[0].tensor.name!r} shares a tensor that can't be "
+            "told apart in one port; ask for an adapter"
+        )
     if as_ == "adapter":
         present = patch.files()
         rewritten = {found.config_file}
@@ -152,13 +165,15 @@ def plan(
         present = base.files()
         rewritten = {touch.tensor.file for touch in touched}
         if head:
-            rewritten |= {"config.json", head.file, *_index(layout)}
+            rewritten |= {"config.json"}
+        if appended:
+            rewritten |= {appended.file, *_index(layout)}
         always = {"config.json", *layout.files, *_index(layout)}
         skipped = _left_in_patch(patch.files())
     written = [file for file in present if file in always or files.matches(file, files.TRAVEL)]
     left = [(file, files.why_skipped(file)) for file in present if file not in written]
     bytes_out = sum(present[file].size for file in written)
-    bytes_out += head.end - head.start if head else 0
+    bytes_out += appended.end - appended.start if appended else 0
     made = Plan(
         as_=as_,
         policy=policy,
@@ -208,7 +223,7 @@ def _needs_old(found: Adapter, policy: Policy | None) -> bool:
 
 
 def _check_old_base(
-    found: Adapter, as_: Form, policy: Policy | None, old_base: Source | None, name: str
+    found: Adapter, policy: Policy | None, old_base: Source | None, name: str
 ) -> None:
     if old_base is None and _needs_old(found, policy):
         what = found.old_base_field or "policy freeze"

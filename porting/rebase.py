@@ -8,6 +8,7 @@ import torch
 
 from porting.deltas import DTYPES, converted_pair, load, oriented, slice_of
 from porting.layout import TensorInfo
+from porting.lora import is_safe_init
 from porting.mapping import Touch
 from porting.peft_layer import PeftLayer
 from porting.plan import Plan
@@ -87,7 +88,7 @@ def _converted(
 
 def rebased_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a class B adapter whose pairs were converted: twice the rank, same scale."""
-    if config.get("init_lora_weights", True) in (True, False, None):
+    if is_safe_init(config.get("init_lora_weights", True)):
         return config
     grow = math.sqrt(2) if config.get("use_rslora") else 2
     return config | {

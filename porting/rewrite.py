@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from porting.layout import Layout, TensorInfo
+from porting.mapping import text_config
 from porting.plan import Plan
 from porting.source import Folder, Source, parse_json, read_json
 
@@ -13,10 +14,12 @@ def edited_files(plan: Plan, base: Source) -> dict[str, bytes]:
     if plan.head is None:
         return {}
     config = read_json(base, "config.json")
-    holder = config if "tie_word_embeddings" in config or "text_config" not in config else None
-    (config["text_config"] if holder is None else holder)["tie_word_embeddings"] = False
+    inner = text_config(config)
+    (inner if inner and "tie_word_embeddings" not in config else config).update(
+        tie_word_embeddings=False
+    )
     changed = {"config.json": _json(config)}
-    if plan.layout.index:
+    if plan.layout.index and plan.appended:
         index = read_json(base, plan.layout.index)
         index["weight_map"][plan.head.name] = plan.head.file
         metadata = index.get("metadata")

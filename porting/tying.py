@@ -11,7 +11,8 @@ from porting.updates import Absolute, Addend
 def untied_head(touches: tuple[Touch, ...], base: Parameters) -> TensorInfo | None:
     """The head that needs a tensor of its own, or None where the shared one can stay shared.
 
-    Its start and end are those of the embedding, whose values it starts from. An adapter that is
+    Where the base has no such tensor, its start and end are those of the embedding, whose values
+    it starts from. An adapter that is
     not merged changes the head alone, or the embedding alone; writing its update into the shared
     tensor would change both (peft#2018). Trained tokens change both, as PEFT does it.
 
@@ -25,23 +26,24 @@ def untied_head(touches: tuple[Touch, ...], base: Parameters) -> TensorInfo | No
     whole = [touch for touch in shared if not _is_rows(touch)]
     if not heads and not whole:
         return None
-    if heads:
-        name = heads[0].tensor.name
-    else:
-        found = _head_of(whole[0].update.target, base)
-        if found is None:
-            return None
-        name = found
+    if len({touch.tensor.name for touch in heads}) > 1:
+        raise Refused(
+            f"config.json in {base.base}: {heads[0].tensor.name!r} and {heads[-1].tensor.name!r} "
+            "share one tensor, and the patch updates both; ask for an adapter"
+        )
+    name = heads[0].tensor.name if heads else _head_beside(whole, base)
+    if name is None:
+        return None
     if len(shared) > len(whole):
         raise Refused(
             f"config.json in {base.base}: tie_word_embeddings makes {name!r} and "
             f"{shared[0].tensor.name!r} one tensor, and the patch both trains tokens and updates "
             "one of the two; ask for an adapter"
         )
-    embedding = base.layout.tensors[(whole or shared)[0].tensor.name] if shared else None
-    if embedding is None:
-        embedding = base.embedding(heads[0].update)
-    return replace(embedding, name=name)
+    if name in base.layout.tensors:
+        return base.layout.tensors[name]
+    source = base.layout.tensors[whole[0].tensor.name] if whole else base.embedding(heads[0].update)
+    return replace(source, name=name)
 
 
 def _is_rows(touch: Touch) -> bool:
@@ -60,8 +62,8 @@ def _is_embedding(touch: Touch, base: Parameters) -> bool:
     )
 
 
-def _head_of(embedding: str, base: Parameters) -> str | None:
-    """The name of the head that Transformers ties to `embedding`; None if that model has none."""
+def _head_beside(touches: list[Touch], base: Parameters) -> str | None:
+    """The head that Transformers ties to one of the updated tensors, or that is one of them."""
     import transformers  # seconds: only patches on embeddings of tied models pay
 
     names = base.config.get("architectures")
@@ -71,14 +73,13 @@ def _head_of(embedding: str, base: Parameters) -> str | None:
     if model is None or not isinstance(tied, dict | None):
         raise Refused(
             f"config.json in {base.base}: architectures is not one of Transformers' own models, so "
-            f"nobody can tell what is tied to {embedding!r}; ask for an adapter"
+            f"nobody can tell what is tied to {touches[0].update.target!r}; ask for an adapter"
         )
-    heads = [head for head, source in (tied or {}).items() if source == embedding]
+    targets = {touch.update.target for touch in touches}
+    heads = [head for head, source in (tied or {}).items() if {head, source} & targets]
     if len(heads) > 1:
         raise Refused(
-            f"config.json in {base.base}: tie_word_embeddings ties {heads} to {embedding!r}, which "
-            "can't be told apart in one port; ask for an adapter"
+            f"config.json in {base.base}: tie_word_embeddings ties {heads} to {sorted(targets)}, "
+            "which can't be told apart in one port; ask for an adapter"
         )
-    if heads and heads[0] in base.layout.tensors:
-        return None
     return heads[0] if heads else None

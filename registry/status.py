@@ -88,6 +88,12 @@ def _quiet(subscription: Subscription, releases: list[Release]) -> str:
             f"{sentence}, where it stood at subscription; the patch was trained on "
             f"{patch.base_repo}@{patch.base_sha[:7]}, so to have it on the present one, run: "
             f"portllm port {base.repo} {patch.repo} --out DIR "
-            f"--old {patch.base_repo}@{patch.base_sha[:7]}"
+            f"--old {patch.base_repo}@{patch.base_sha[:7]} {_options(subscription)}"
         )
     return f"{sentence}, the revision that the patch was trained on."
+
+
+def _options(subscription: Subscription) -> str:
+    """The options of `portllm port` for what is subscribed."""
+    form = "adapter" if subscription.form == "adapter" else "merged"
+    return f"--as {form}" + (f" --policy {subscription.policy}" if subscription.policy else "")

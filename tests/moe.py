@@ -7,13 +7,14 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from porting.adapter import read_adapter
 from porting.layout import read_layout
 from porting.mapping import Parameters, Touch, map_updates
 from porting.source import Folder, read_json
 from porting.updates import LoraPair
+from tests.tiny import tensors_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -108,11 +109,6 @@ def save_lora(folder: Path, base: Path, **lora: Any) -> Path:
             parameter.data = torch.randn(parameter.shape).mul(0.3)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
-
-
-def tensors_of(folder: Path, single: str = "model.safetensors") -> Tensors:
-    files = read_layout(Folder(folder), single).files
-    return {name: t for file in files for name, t in load_file(folder / file).items()}
 
 
 def with_tensors(folder: Path, base: Path, tensors: Tensors) -> Path:

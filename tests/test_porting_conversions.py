@@ -29,10 +29,10 @@ from tests.moe import (
     peft_merged,
     save_lora,
     save_model,
-    tensors_of,
     touches_of,
     with_tensors,
 )
+from tests.tiny import tensors_of
 
 TEXT = {
     "vocab_size": 96,

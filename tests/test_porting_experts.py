@@ -30,10 +30,10 @@ from tests.moe import (
     peft_merged,
     save_family,
     save_lora,
-    tensors_of,
     touches_of,
     with_tensors,
 )
+from tests.tiny import tensors_of
 
 
 @pytest.fixture(scope="module")

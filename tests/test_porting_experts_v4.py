@@ -19,8 +19,8 @@ from tests.moe import (
     peft_merged,
     save_family,
     save_lora,
-    tensors_of,
 )
+from tests.tiny import tensors_of
 
 
 @pytest.fixture(scope="module")

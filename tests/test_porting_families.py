@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 
-from porting import Folder, merge, plan, read_layout
+from porting import Folder, merge, plan
 from tests.families import FAMILIES, load_family, save_family
+from tests.tiny import tensors_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
@@ -31,11 +31,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return save_family(folder, family, dtype=DTYPES[dtype], tied=tied, shard_size=size)
 
     return get
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    files = read_layout(Folder(folder)).files
-    return {name: t for file in files for name, t in load_file(folder / file).items()}
 
 
 def save_random(folder: Path, base: Path, family: str, seed: int, dtype: str, lora: Any) -> Path:
@@ -100,7 +95,7 @@ def loras(draw: Any, family: str) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=120,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow],

@@ -15,20 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from porting import Folder, Port, Refused, UsageError, merge, merge_all, plan, read_layout
+from porting import Folder, Port, Refused, UsageError, merge, merge_all, plan
 from porting.merge import FILES_AT_ONCE
 from tests import tiny
+from tests.tiny import tensors_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run_merge(base: Path, patch: Path, out: Path) -> dict[str, str]:
     return merge(plan(Folder(base), Folder(patch), as_="merged"), base, patch, out)
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    files = read_layout(Folder(folder)).files
-    return {name: t for file in files for name, t in load_file(folder / file).items()}
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
@@ -351,6 +347,18 @@ def test_what_a_killed_merge_of_another_patch_left_is_not_taken_over(tmp_path: P
     assert run_merge(base, patch, tmp_path / "out") == expected
     assert (tmp_path / "out" / "config.json").exists()
     assert not (tmp_path / "out" / "stray").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 7])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    base = tiny.save_base(tmp_path / "base", shard_size="30KB", dtype=torch.bfloat16)
+    patch = tiny.save_adapter(tmp_path / "patch", base)
+    expected = run_merge(base, patch, tmp_path / "expected")
+    monkeypatch.setattr("porting.blocks.WORKERS", workers)
+    monkeypatch.setattr("porting.blocks.AHEAD", 0)
+    assert run_merge(base, patch, tmp_path / "out") == expected
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:

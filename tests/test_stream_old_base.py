@@ -65,6 +65,7 @@ def pushed(server: Server, tmp_path: Path, kind: str) -> tuple[Hub, Job]:
     for number, file in enumerate(sorted(base.glob("*.safetensors"))):
         noisy(file, number, "")
     job = made_job(
+        "hand",
         patch_repo=f"owner/{name}-patch",
         patch_sha=push(f"owner/{name}-patch", patch),
         old_repo=f"owner/{name}-base",
@@ -123,6 +124,7 @@ def test_two_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
     work.mkdir()
     hub = Hub("http://127.0.0.1:9")  # nobody is asked
     job = made_job(
+        "hand",
         patch_repo="owner/patch", patch_sha="", old_repo="", old_sha="", new_repo="", new_sha="",
         form="merged", to_repo="owner/port", policy=None,
     )  # fmt: skip

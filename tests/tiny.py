@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from porting import Folder, read_layout
 
 VOCABULARY = 96
 TARGETS = {
@@ -103,6 +105,12 @@ def save_adapter(
             parameter.data = torch.randn(parameter.shape).mul(0.3).to(dtype)
     adapted.save_pretrained(folder)
     return folder
+
+
+def tensors_of(folder: Path, single: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    """All tensors of a model, in whatever files its index names."""
+    files = read_layout(Folder(folder), single).files
+    return {name: t for file in files for name, t in load_file(folder / file).items()}
 
 
 def load_adapted(base: Path, patch: Path) -> PeftModel:

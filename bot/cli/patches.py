@@ -15,7 +15,9 @@ from registry.records import find_patch
 
 app = typer.Typer(help="Record patches to be kept alive, and make patches.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="PATCH", help="namespace/name[@revision] on the Hub.")]
+Name = Annotated[
+    str, typer.Argument(metavar="PATCH", help="namespace/name\\[@revision] on the Hub.")
+]
 
 
 @app.command(no_args_is_help=True)

@@ -30,8 +30,8 @@ class Form(StrEnum):
     ADAPTER = "adapter"
 
 
-Patch = Annotated[str, typer.Argument(help="The patch: a folder or namespace/name[@revision].")]
-Base = Annotated[str, typer.Argument(help="The base: a folder or namespace/name[@revision].")]
+Patch = Annotated[str, typer.Argument(help="The patch: a folder or namespace/name\\[@revision].")]
+Base = Annotated[str, typer.Argument(help="The base: a folder or namespace/name\\[@revision].")]
 As = Annotated[Form, typer.Option("--as", help="What is written.")]
 Old = Annotated[
     str | None,

@@ -63,6 +63,7 @@ def publish(
             f"{found.portability}: leave it out."
         )
     job = made_job(
+        "hand",
         patch_repo=trained.repo,
         patch_sha=trained.sha,
         old_repo=before.repo,

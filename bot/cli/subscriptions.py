@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def subscribe(
-    patch: Annotated[str, typer.Argument(help="A recorded patch: namespace/name[@revision].")],
+    patch: Annotated[str, typer.Argument(help="A recorded patch: namespace/name\\[@revision].")],
     follow: Annotated[str, typer.Option(help="The base to follow: namespace/name (its main).")],
     to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bot.address import parse_repo
-from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.output import Json, message, print_fields, print_json, print_table
 from bot.cli.progress import progress
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(
-    port: Annotated[str, typer.Argument(help="A published port: namespace/name[@revision].")],
+    port: Annotated[str, typer.Argument(help="A published port: namespace/name\\[@revision].")],
     json_: Json = False,
 ) -> None:
     """Make a published port again from what its lock names, and compare it to the byte.
@@ -35,6 +35,7 @@ def verify(
     if json_:
         print_json(found.to_dict())
     else:
+        print_fields(found.inputs)
         print_table(
             ("file", "locked", "made again", "on the Hub"),
             [
