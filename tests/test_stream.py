@@ -341,7 +341,7 @@ def test_a_port_of_a_closed_base_is_closed(shop: Shop, tmp_path: Path) -> None:
     shop.api.create_repo("owner/wide-open")
     order = shop.order("owner/wide-open", base="vendor/closed")
     refused = shop.run(tmp_path, *order, code=3)
-    assert "is public, but the base or the patch is private or gated" in refused.stderr
+    assert "is public, but a base or the patch is private or gated" in refused.stderr
     assert shop.ports("owner/wide-open") == []
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bot.address import parse_repo
-from bot.cli.output import Json, message, print_fields, print_json, print_table
+from bot.cli.output import Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
@@ -35,7 +35,8 @@ def verify(
     if json_:
         print_json(found.to_dict())
     else:
-        print_fields(found.inputs)
+        for role, name in found.inputs.items():
+            message(f"{role}: {name}")
         print_table(
             ("file", "locked", "made again", "on the Hub"),
             [
