@@ -59,6 +59,8 @@ def port_file(job: dict[str, Any]) -> str:
     Of the base's other weights only the headers are there (`bot.remote`). They are removed once
     the plan is made, so that a read of their values would be an error rather than zeros.
     """
+    from porting.deltas import one_thread  # torch: seconds to import
+
     base, patch, file = Path(job["base"]), Path(job["patch"]), job["file"]
     old_base = Path(job["old_base"]) if "old_base" in job else None
     old = Folder(old_base) if old_base else None
@@ -67,7 +69,8 @@ def port_file(job: dict[str, Any]) -> str:
     for other in set(made.layout.files) - {file}:
         (base / other).unlink()
     told = _Merging((base / file).stat().st_size)
-    [digest] = merger.write(file, [Path(job["out"])], told.add)
+    with one_thread():
+        [digest] = merger.write(file, [Path(job["out"])], told.add)
     return digest
 
 

@@ -44,6 +44,16 @@ class Job:
     policy: Policy | None = None  # none in the jobs that an earlier version wrote
 
     @property
+    def title(self) -> str:
+        """Of the commit or pull request that brings the port."""
+        return f"Port to {self.new_repo}@{self.new_sha[:7]} ({self.key})"
+
+    @property
+    def trailer(self) -> str:
+        """The line of the commit's message by which a later attempt knows it."""
+        return f"PortLLM-Port: {self.key}"
+
+    @property
     def tag(self) -> str:
         return f"base-{self.new_sha[:7]}"
 

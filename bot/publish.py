@@ -61,15 +61,14 @@ def publish(
     verdict: "Verdict",
 ) -> Published:
     """Push the artefact, its card and lock: to main, or as a pull request if the verdict asks."""
-    hub, title = context.hub, f"Port to {job.new_repo}@{job.new_sha[:7]} ({job.key})"
+    hub = context.hub
     hub.create(job.to_repo, private=is_closed(hub, job))
     check_target(hub, job)
-    trailer = f"PortLLM-Port: {job.key}"
     as_pull_request = verdict.action == "ask"
     if as_pull_request:
-        if (asked := hub.pull_request_with(job.to_repo, title)) is not None:
+        if (asked := hub.pull_request_with(job.to_repo, job.title)) is not None:
             return Published(sha="", url=asked)
-    elif (done := hub.commit_with(job.to_repo, trailer)) is not None:
+    elif (done := hub.commit_with(job.to_repo, job.trailer)) is not None:
         hub.tag(job.to_repo, job.tag, done)
         return Published(sha=done, url=hub.url(job.to_repo, job.tag))
     parent = hub.head(job.to_repo)
@@ -83,8 +82,8 @@ def publish(
         job.to_repo,
         add=content,
         delete=left_over(target, set(content)),
-        title=title,
-        description=f"{verdict.reason}\n\n{trailer}",
+        title=job.title,
+        description=f"{verdict.reason}\n\n{job.trailer}",
         parent=parent,
         as_pull_request=as_pull_request,
     )

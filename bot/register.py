@@ -62,18 +62,24 @@ def trained_on(
     return HubRepo(hub, repo, hub.head(repo, revision))
 
 
+def check_policy(name: str, kind: str, portability: str, policy: str | None) -> None:
+    """Refuse a policy for a patch whose meaning on another base is not in doubt."""
+    if policy is not None and portability != "C":
+        raise UsageError(
+            f"--policy is for patches of class C, and {name} ({kind}) is of class {portability}: "
+            "leave it out."
+        )
+
+
 def check_wanted(patch: Patch, form: str, policy: str | None) -> None:
     """Refuse, before anything is subscribed, a form or a policy that this patch can't have."""
     name, kind = f"{patch.repo}@{patch.sha[:7]}", patch.kind
     if patch.portability == "D" and form != "adapter":
         raise Refused(f"{name}: {kind} can't be merged (class D); subscribe it --as adapter.")
+    check_policy(name, kind, patch.portability, policy)
     if patch.portability != "C":
-        if policy is not None:
-            raise UsageError(
-                f"--policy is for patches of class C, and {name} ({kind}) is of class "
-                f"{patch.portability}: leave it out."
-            )
-    elif form != "adapter" and policy is None:
+        return
+    if form != "adapter" and policy is None:
         raise Refused(
             f"{name}: {kind} is not additive (class C), so a merged model may mean two things. Say "
             "which: --policy reapply (its operator on the new base) or --policy freeze (the change "

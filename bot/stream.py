@@ -60,12 +60,12 @@ def publish_streamed(
 
 
 def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report) -> Publication:
-    hub, trailer = patch.hub, f"PortLLM-Port: {job.key}"
+    hub = patch.hub
     check_target(hub, job)
     if hub.exists(job.to_repo):
         if private and not hub.facts(job.to_repo).private:
             raise Refused(f"{job.to_repo} is public: make it private on the Hub.")
-        if (done := hub.commit_with(job.to_repo, trailer)) is not None:
+        if (done := hub.commit_with(job.to_repo, job.trailer)) is not None:
             shutil.rmtree(work)
             return Publication(_tagged(hub, job, done), None)
     base = Remote(hub, job.new_repo, job.new_sha)
@@ -94,8 +94,8 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
             job.to_repo,
             add=content,
             delete=left_over(target, {*parts.digests, *described}),
-            title=f"Port to {job.new_repo}@{job.new_sha[:7]} ({job.key})",
-            description=f"{VERDICT['reason']}\n\n{trailer}",
+            title=job.title,
+            description=f"{VERDICT['reason']}\n\n{job.trailer}",
             parent=target.sha,
             as_pull_request=False,
         )

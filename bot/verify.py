@@ -69,13 +69,12 @@ class Verification:
         return asdict(self) | {"files": files}
 
 
-def verify(port: HubRepo, report: Report) -> Verification:
-    """Make `port` again in the sandbox, in a temporary folder, and compare every file.
+def verify(port: HubRepo, locked: lock.Lock, report: Report) -> Verification:
+    """Make `port` again from its lock in the sandbox, in a temporary folder; compare every file.
 
     Raises:
-        Refused: it has no lock, or what the lock names can't be ported (any more).
+        Refused: what the lock names can't be ported (any more).
     """
-    locked = lock.read(port)
     with tempfile.TemporaryDirectory(prefix="portllm-verify-") as folder:
         digests = make_in(Path(folder), _inputs(port.hub, locked), report)
     made = {name: digests[part] for name, part in parts(locked.form, digests).items()}

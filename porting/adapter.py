@@ -10,7 +10,7 @@ from porting.absolute import read_absolute
 from porting.errors import Refused
 from porting.kinds import KINDS, read_kind
 from porting.layout import Layout, read_layout
-from porting.lora import is_safe_init, read_lora
+from porting.lora import REPEATABLE_INITS, is_safe_init, read_lora
 from porting.source import MAX_CONFIG_BYTES, Source, read_json
 from porting.updates import Absolute, LoraPair, Update
 
@@ -33,8 +33,6 @@ REFUSED_FIELDS = {
     "monteclora_config": "MonteCLoRA is not read",
     "use_bdlora": "block-diagonal LoRA is not read",
 }
-# Class B inits that PEFT can repeat from the old base alone; the others need data or gradients.
-REPEATABLE_INITS = ("pissa", "olora")
 KNOWN_FIELDS = (
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying "
     "eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern "

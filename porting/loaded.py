@@ -14,6 +14,17 @@ LARGEST = 1 << 20  # no number of layers, and no size of a matrix, is larger
 SPARE_MODULES = 10_000
 
 
+def model_class(config: dict[str, Any]) -> "type[PreTrainedModel] | None":
+    """Transformers' own class for `architectures`; None if it has none."""
+    import transformers
+
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    made = getattr(transformers, name, None) if isinstance(name, str) else None
+    own = isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)
+    return made if own else None
+
+
 def empty_model(config: dict[str, Any], tensors: int) -> "PreTrainedModel | None":
     """The model of `architectures`, its parameters on the meta device.
 
@@ -25,21 +36,16 @@ def empty_model(config: dict[str, Any], tensors: int) -> "PreTrainedModel | None
         None if Transformers has no such class, or can't build it from this config.
     """
     import torch
-    import transformers
 
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    made = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not isinstance(made, type) or not issubclass(made, transformers.PreTrainedModel):
-        return None
-    if made.config_class is None:
+    made = model_class(config)
+    if made is None or made.config_class is None:
         return None
     try:
         settings = made.config_class.from_dict(_plain(config))
         settings._attn_implementation = settings._experts_implementation = "eager"
         with torch.device("meta"), _modules_at_most(8 * tensors + SPARE_MODULES):
             return made(settings)
-    except Exception:  # whatever Transformers raises on fields it can't use
+    except Exception:  # no narrower class: a stranger's fields reach thousands of constructors
         return None
 
 

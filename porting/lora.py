@@ -16,6 +16,8 @@ KEY = re.compile(
     r"(?P<part>lora_[AB]\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector)"
 )
 SAFE_INITS = ("gaussian", "eva", "orthogonal")  # they leave the base's weights as they are
+# Class B: PEFT can repeat them from the old base alone; the others need data, gradients or a seed.
+REPEATABLE_INITS = ("pissa", "olora")
 A_PARTS = ("lora_A.weight", "lora_embedding_A")
 B_PARTS = ("lora_B.weight", "lora_embedding_B")
 AGAIN = "save the adapter again"

@@ -123,8 +123,7 @@ class Parameters:
         """Whether `update` targets an output layer that is kept as the input embedding's tensor."""
         if not is_tied(self.config) or update.target in self.layout.tensors:
             return False
-        in_a_block = any(part.isdigit() for part in update.target.split("."))
-        return not in_a_block and _rows(update) == vocabulary(self.config)
+        return not in_a_block(update) and _rows(update) == vocabulary(self.config)
 
     def embedding(self, update: Update) -> TensorInfo:
         """The tensor that a tied head shares, found by its shape."""
@@ -140,6 +139,11 @@ class Parameters:
                 f"{len(found)} tensors of {rows} rows; name the base it was trained on"
             )
         return found[0]
+
+
+def in_a_block(update: Update) -> bool:
+    """Whether `update` targets one of the numbered layers, and no embedding and no head."""
+    return any(part.isdigit() for part in update.target.split("."))
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -195,9 +199,13 @@ def _parts(update: Update, base: Parameters) -> tuple[Part, ...]:
 def _touch(update: Update, part: Part, base: Parameters) -> Touch:
     tensor, rows = part.tensor, _rows(update)
     grown = rows is not None and part.expert is None and tensor.shape[0] > rows > 0
-    in_a_block = any(name.isdigit() for name in update.target.split("."))
     named = isinstance(update, Absolute) and update.rows is not None
-    if grown and not named and not in_a_block and tensor.shape[0] == vocabulary(base.config):
+    if (
+        grown
+        and not named
+        and not in_a_block(update)
+        and tensor.shape[0] == vocabulary(base.config)
+    ):
         tensor = first_rows(tensor, rows or 0)
     turned = part.expert is not None and bool(part.transposed)
     return Touch(tensor, update, turned, first_row=part.first_row, expert=part.expert)

@@ -82,11 +82,13 @@ def merge_all(
     finished: Finished = lambda _: None,
 ) -> list[dict[str, str]]:
     """`merge` for several patches on one base, which is read once; the same bytes as one by one."""
+    from porting.deltas import one_thread
+
     merger = Merger(ports, base, hashed)
     keep = [*merger.files, *map(_marker, merger.files)]
     with ExitStack() as stack:
         stages = [stack.enter_context(staged(out, keep)) for out in outs]
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        with one_thread(), ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             waiting = [
                 pool.submit(_once, merger, file, stages, progress, finished)
                 for file in merger.files
@@ -115,6 +117,7 @@ class Merger:
         self.ports, self.base, self.hashed = ports, Folder(base), hashed
         self.files = ports[0].plan.written_files
         self._deltas: list[Deltas] = []
+        self._inputs = [_stats(*filter(None, (port.patch, port.old_base))) for port in ports]
         self._edited = [edited_files(port.plan, self.base) for port in ports]
         for port in ports:
             patch, found = _checked(port, self.base)
@@ -125,9 +128,10 @@ class Merger:
             )
 
     def write(self, file: str, paths: Sequence[Path], progress: Progress) -> list[str]:
-        """Write `file` of every port to its path; returns the sha256 of each."""
-        from porting.deltas import one_thread
+        """Write `file` of every port to its path; returns the sha256 of each.
 
+        Torch must be told to use one thread (`deltas.one_thread`), as this runs in several.
+        """
         if any(file in edited for edited in self._edited):
             return self._small(file, paths, progress)
         layout = self.ports[0].plan.layout
@@ -147,8 +151,7 @@ class Merger:
                     appended=head,
                 )
             )
-        with one_thread():
-            return write_file(self.base.locate(file), tensors, targets, progress, self.hashed)
+        return write_file(self.base.locate(file), tensors, targets, progress, self.hashed)
 
     def _small(self, file: str, paths: Sequence[Path], progress: Progress) -> list[str]:
         own = self.base.read(file, 0, self.base.files()[file].size)
@@ -164,12 +167,18 @@ class Merger:
     def identity(self, file: str, number: int) -> str:
         """What port `number` makes `file` of: another base, patch or plan gives another answer."""
         port = self.ports[number]
-        inputs = [self.base.locate(file)]
-        for folder in filter(None, (port.patch, port.old_base)):
-            inputs += [Folder(folder).locate(name) for name in Folder(folder).files()]
-        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
+        stats = [_stat(self.base.locate(file)), *self._inputs[number]]
         made_of = (stats, port.plan.touches_of(file), port.plan.head, port.plan.policy)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+def _stats(*folders: Path) -> list[tuple[str, int, int]]:
+    return [_stat(Folder(f).locate(name)) for f in folders for name in Folder(f).files()]
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
 
 
 def _checked(port: Port, base: Folder) -> tuple[Folder, Adapter]:

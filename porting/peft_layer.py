@@ -13,14 +13,13 @@ from torch import nn
 from porting.errors import Refused
 from porting.kind_table import KINDS, LAYER
 from porting.kinds import layer_fields
-from porting.lora import is_safe_init
+from porting.lora import REPEATABLE_INITS, is_safe_init
 from porting.updates import Operator
 
 CONFIG = "adapter_config.json"
 LARGEST = "largest"
 ADAPTER = "default"
 KEY = f"base_model.model.{LAYER}."
-REPEATABLE = ("pissa", "olora")  # pissa_niter_N has a seed that no file holds
 
 boft._FBD_CUDA = False  # type: ignore[assignment]  # else PEFT compiles an extension for a GPU
 
@@ -154,7 +153,7 @@ def _fields(config: Mapping[str, Any], update: Operator) -> dict[str, Any]:
         return {"peft_type": kind, **layer_fields(config, update.module, update.tensors, CONFIG)}
     assert update.rank is not None
     init = config.get("init_lora_weights", True)
-    if not is_safe_init(init) and (update.meaning != "initialised" or init not in REPEATABLE):
+    if not is_safe_init(init) and (update.meaning != "initialised" or init not in REPEATABLE_INITS):
         raise Refused(
             f"{CONFIG}: init_lora_weights {init!r} can't be repeated from the base alone; convert "
             "the adapter with PEFT's path_initial_model_for_weight_conversion"
@@ -200,7 +199,7 @@ def _quiet(update: Operator) -> Iterator[None]:
     with (
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
-        torch.sparse.check_sparse_tensor_invariants(),  # type: ignore[no-untyped-call]
+        torch.sparse.check_sparse_tensor_invariants(),  # type: ignore[no-untyped-call]  # torch's own
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from porting.errors import Refused
 from porting.layout import TensorInfo
-from porting.mapping import Parameters, Touch, is_tied, vocabulary
+from porting.loaded import model_class
+from porting.mapping import Parameters, Touch, in_a_block, is_tied, vocabulary
 from porting.updates import Absolute, Addend
 
 
@@ -12,9 +13,9 @@ def untied_head(touches: tuple[Touch, ...], base: Parameters) -> TensorInfo | No
     """The head that needs a tensor of its own, or None where the shared one can stay shared.
 
     Where the base has no such tensor, its start and end are those of the embedding, whose values
-    it starts from. An adapter that is
-    not merged changes the head alone, or the embedding alone; writing its update into the shared
-    tensor would change both (peft#2018). Trained tokens change both, as PEFT does it.
+    it starts from. An adapter that is not merged changes the head alone, or the embedding alone;
+    writing its update into the shared tensor would change both (peft#2018). Trained tokens change
+    both, as PEFT does it.
 
     Raises:
         Refused: the two can't be told apart.
@@ -52,11 +53,10 @@ def _is_rows(touch: Touch) -> bool:
 
 def _is_embedding(touch: Touch, base: Parameters) -> bool:
     whole = base.layout.tensors.get(touch.tensor.name)
-    in_a_block = any(part.isdigit() for part in touch.update.target.split("."))
     return (
         whole is not None
         and not isinstance(touch.update, Addend)  # of a full delta, made where the two were one
-        and not in_a_block
+        and not in_a_block(touch.update)
         and len(whole.shape) == 2
         and whole.shape[0] == vocabulary(base.config)
     )
@@ -64,11 +64,7 @@ def _is_embedding(touch: Touch, base: Parameters) -> bool:
 
 def _head_beside(touches: list[Touch], base: Parameters) -> str | None:
     """The head that Transformers ties to one of the updated tensors, or that is one of them."""
-    import transformers  # seconds: only patches on embeddings of tied models pay
-
-    names = base.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    model = getattr(transformers, name, None) if isinstance(name, str) else None
+    model = model_class(base.config)  # imports Transformers: only patches on embeddings pay
     tied = getattr(model, "_tied_weights_keys", None)
     if model is None or not isinstance(tied, dict | None):
         raise Refused(

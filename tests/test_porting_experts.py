@@ -192,7 +192,7 @@ def test_wrappers_nest_as_peft_nests_them(names: list[str], data: st.DataObject)
         {"block": nn.ModuleDict({"layer": Layer(sorted(names, key=DEFINED.index))})}
     )
     inject_adapter_in_model(LoraConfig(target_parameters=targets), model)
-    wrapper, nested, want = model["block"]["layer"], "", {}  # type: ignore[index]
+    wrapper, nested, want = model["block"]["layer"], "", {}
     while isinstance(wrapper, ParamWrapper):
         want["block.layer", nested] = wrapper.parameter_name
         wrapper, nested = wrapper.base_layer, f"{nested}.base_layer"

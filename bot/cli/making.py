@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bot import sandbox
-from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.output import WHERE, Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.cli.sources import open_source
 from bot.files import base_files, patch_files
@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def extract(
-    tuned: Annotated[str, typer.Argument(help="A folder or namespace/name\\[@revision].")],
+    tuned: Annotated[str, typer.Argument(help=f"A folder or {WHERE}.")],
     base: Annotated[str, typer.Argument(help="What it was tuned from, given likewise.")],
     out: Out,
     rank: Annotated[
@@ -83,7 +83,7 @@ def stack(
         list[str],
         typer.Argument(
             metavar="PATCH[=WEIGHT]",
-            help="LoRAs of one base: folders or namespace/name\\[@revision]; a weight is 1 if left "
+            help=f"LoRAs of one base: folders or {WHERE}; a weight is 1 if left "
             "out, and may be negative.",
         ),
     ],

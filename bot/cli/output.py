@@ -14,6 +14,7 @@ from porting.plan import Policy
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _data = Console(highlight=False)
 
+WHERE = r"namespace/name\[@revision]"  # in a help text; for Rich, [@ would begin a tag
 PolicyOption = Annotated[
     Policy | None,
     typer.Option(

@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from bot.address import parse_repo
 from bot.cli import making
-from bot.cli.output import Json, message, print_fields, print_json, print_table
+from bot.cli.output import WHERE, Json, message, print_fields, print_json, print_table
 from bot.cli.sources import open_context
 from bot.register import register
 from registry.models import Patch
@@ -15,9 +15,7 @@ from registry.records import find_patch
 
 app = typer.Typer(help="Record patches to be kept alive, and make patches.", no_args_is_help=True)
 
-Name = Annotated[
-    str, typer.Argument(metavar="PATCH", help="namespace/name\\[@revision] on the Hub.")
-]
+Name = Annotated[str, typer.Argument(metavar="PATCH", help=f"{WHERE} on the Hub.")]
 
 
 @app.command(no_args_is_help=True)

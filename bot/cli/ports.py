@@ -9,7 +9,7 @@ import typer
 
 from bot import sandbox
 from bot.address import parse
-from bot.cli.output import Json, PolicyOption, message, print_fields, print_json, print_table
+from bot.cli.output import WHERE, Json, PolicyOption, message, print_fields, print_json, print_table
 from bot.cli.progress import progress
 from bot.cli.sources import open_source
 from bot.evaluation import read_evaluation
@@ -30,8 +30,8 @@ class Form(StrEnum):
     ADAPTER = "adapter"
 
 
-Patch = Annotated[str, typer.Argument(help="The patch: a folder or namespace/name\\[@revision].")]
-Base = Annotated[str, typer.Argument(help="The base: a folder or namespace/name\\[@revision].")]
+Patch = Annotated[str, typer.Argument(help=f"The patch: a folder or {WHERE}.")]
+Base = Annotated[str, typer.Argument(help=f"The base: a folder or {WHERE}.")]
 As = Annotated[Form, typer.Option("--as", help="What is written.")]
 Old = Annotated[
     str | None,

@@ -7,18 +7,16 @@ from typing import Annotated
 import typer
 
 from bot.address import parse_repo
-from bot.cli.output import Json, PolicyOption, message, print_fields, print_json
+from bot.cli.output import WHERE, Json, PolicyOption, message, print_fields, print_json
 from bot.cli.progress import progress
 from bot.cli.sources import open_context
 from bot.context import made_job
 from bot.hub import Hub
-from bot.register import trained_on
+from bot.register import check_policy, trained_on
 from bot.remote import Remote
 from bot.stream import Publication, publish_streamed
 from porting import read_adapter
 from porting.errors import UsageError
-
-WHERE = r"namespace/name\[@revision]"  # for Rich, [@ would begin a tag
 
 
 def add_to(app: typer.Typer) -> None:
@@ -57,11 +55,7 @@ def publish(
         raise UsageError(f"--to {to} must be a repo of its own, without an @.")
     found = read_adapter(trained)
     before = trained_on(hub, trained.name, found, parse_repo(old) if old else None, "--old")
-    if policy is not None and found.portability != "C":
-        raise UsageError(
-            f"--policy is for patches of class C, and {trained.name} ({found.kind}) is of class "
-            f"{found.portability}: leave it out."
-        )
+    check_policy(trained.name, found.kind, found.portability, policy)
     job = made_job(
         "hand",
         patch_repo=trained.repo,

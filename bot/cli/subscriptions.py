@@ -7,7 +7,7 @@ import typer
 from sqlalchemy import select
 
 from bot.address import parse_repo
-from bot.cli.output import Json, PolicyOption, message, print_json, print_table
+from bot.cli.output import WHERE, Json, PolicyOption, message, print_json, print_table
 from bot.cli.sources import open_context
 from bot.register import check_wanted
 from porting.errors import UsageError
@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def subscribe(
-    patch: Annotated[str, typer.Argument(help="A recorded patch: namespace/name\\[@revision].")],
+    patch: Annotated[str, typer.Argument(help=f"A recorded patch: {WHERE}.")],
     follow: Annotated[str, typer.Option(help="The base to follow: namespace/name (its main).")],
     to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,

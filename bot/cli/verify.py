@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bot.address import parse_repo
-from bot.cli.output import Json, message, print_json, print_table
+from bot.cli.output import WHERE, Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(
-    port: Annotated[str, typer.Argument(help="A published port: namespace/name\\[@revision].")],
+    port: Annotated[str, typer.Argument(help=f"A published port: {WHERE}.")],
     json_: Json = False,
 ) -> None:
     """Make a published port again from what its lock names, and compare it to the byte.
@@ -27,11 +27,11 @@ def verify(
     """
     address, hub = parse_repo(port), Hub()
     repo = HubRepo(hub, address.repo, hub.head(address.repo, address.revision or "main"))
-    engine = lock.read(repo).engine
-    if engine != ENGINE:
-        message(f"It was made by {engine}, and this is {ENGINE}: trying all the same.")
+    locked = lock.read(repo)
+    if locked.engine != ENGINE:
+        message(f"It was made by {locked.engine}, and this is {ENGINE}: trying all the same.")
     with progress() as report:
-        found = verify_port(repo, report)
+        found = verify_port(repo, locked, report)
     if json_:
         print_json(found.to_dict())
     else:
