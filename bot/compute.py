@@ -9,14 +9,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bot.arms import ARMS
-from bot.evaluation import read_evaluation
+from judging.task import Task
 from porting import Folder, Port, merge, plan, repoint
-from porting.errors import Refused, UsageError
+from porting.errors import Refused
 from porting.merge import Merger
 
 
@@ -74,6 +72,18 @@ def port_file(job: dict[str, Any]) -> str:
     return digest
 
 
+def forecast(job: dict[str, Any]) -> dict[str, Any]:
+    """What the weights alone say about a port; of the bases only touched tensors must be there."""
+    from porting.forecast import forecast  # torch: seconds to import
+
+    base, patch = Path(job["base"]), Path(job["patch"])
+    old_base = Path(job["old_base"]) if "old_base" in job else None
+    old = Folder(old_base) if old_base else None
+    policy = job["policy"]
+    made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=policy, whole=False)
+    return forecast(Port(made, patch, old_base), base, _telling).to_dict()
+
+
 class _Merging:
     """Tells how many bytes are written, and which files are finished; from any thread."""
 
@@ -93,22 +103,32 @@ class _Merging:
         tell(progress=["merging, bytes", self.done, self.total, file])
 
 
-def score(job: dict[str, Any]) -> dict[str, list[int]]:
-    """Judge every arm on the patch's items: 1 for an item answered right, 0 for one that is not."""
-    from bot.evaluate import correct  # torch, transformers and lm-eval: seconds to import
+def judge(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The evidence on every case in the file `cases`; each may name its order for a forecast."""
+    from judging.run import Case, run  # torch, transformers and lm-eval: seconds to import
 
-    evaluation = read_evaluation(Folder(Path(job["patch"])))
-    if evaluation is None:
-        raise UsageError(f"{job['patch']} brings no evaluation.")
-    results = {}
-    for arm, (base, adapter) in job["arms"].items():
-        report = partial(_judging, arm)
-        results[arm] = correct(Path(base), Path(adapter) if adapter else None, evaluation, report)
-    return results
+    read = json.loads(Path(job["cases"]).read_text())
+    found = run([Case.model_validate(each) for each in read], _telling)
+    for evidence, each in zip(found, read, strict=True):
+        if each["forecast"] is not None:
+            evidence.forecast = forecast(each["forecast"])
+    return [evidence.model_dump() for evidence in found]
 
 
-def _judging(arm: str, done: int, total: int) -> None:
-    tell(progress=[f"judging {ARMS[arm]}, items", done, total])
+def fetch_task(job: dict[str, Any]) -> str:
+    """Fetch the data of lm-eval's task `name` into the cache; returns their digest."""
+    from judging.named import data_digest
+
+    return data_digest(job["name"])
+
+
+def slice_(job: dict[str, Any]) -> dict[str, Any] | None:
+    """The loss along the patch on the first items of the file `task`."""
+    from judging.run import slice_of
+
+    task = Task.model_validate_json(Path(job["task"]).read_text())
+    found = slice_of(Path(job["base"]), Path(job["adapter"]), task, _telling)
+    return found.model_dump() if found else None
 
 
 def extract(job: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +167,10 @@ def main() -> None:
         work: dict[str, Callable[[dict[str, Any]], Any]] = {
             "port": port,
             "port_file": port_file,
-            "score": score,
+            "forecast": forecast,
+            "judge": judge,
+            "fetch_task": fetch_task,
+            "slice": slice_,
             "extract": extract,
             "stack": stack,
         }

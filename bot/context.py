@@ -10,6 +10,7 @@ from typing import Any
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs, Wanted
 from bot.settings import Settings
+from judging.policy import VerdictPolicy
 from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
@@ -41,7 +42,8 @@ class Job:
     new_sha: str
     form: Wanted
     to_repo: str
-    policy: Policy | None = None  # none in the jobs that an earlier version wrote
+    policy: Policy | None = None  # neither in the jobs that an earlier version wrote
+    verdict_policy: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -52,6 +54,10 @@ class Job:
     def trailer(self) -> str:
         """The line of the commit's message by which a later attempt knows it."""
         return f"PortLLM-Port: {self.key}"
+
+    @property
+    def judged_by(self) -> VerdictPolicy:
+        return VerdictPolicy.model_validate(self.verdict_policy or {})
 
     @property
     def tag(self) -> str:
@@ -84,6 +90,7 @@ def job_of(subscription: Subscription, release: Release) -> Job:
         form=subscription.form,
         to_repo=subscription.to_repo,
         policy=subscription.policy,
+        verdict_policy=subscription.verdict_policy,
     )
 
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from bot.context import ENGINE, Job
-from bot.evaluation import read_evaluation
 from bot.hub import Hub, HubRepo
+from judging.evidence import Evidence
+from judging.task import read_task
 from patch_cards import card, lock
 from patch_cards.account import account
 from porting import Source, read_adapter
@@ -19,19 +20,21 @@ def describe(
     target: HubRepo,
     files: dict[str, str],
     verdict: dict[str, Any],
-    evidence: dict[str, Any] | None,
+    evidence: Evidence | None,
 ) -> dict[str, bytes]:
     """README.md and the lock of the port that consists of `files` (sha256 by path in the repo).
 
     Args:
         target: the repo it goes to, whose card's own words are kept.
         verdict: `action` and `reason`.
-        evidence: `bot.judge.Evidence` as plain data.
+        evidence: what the verdict rests on, where there is one.
     """
     new = hub.facts(job.new_repo, job.new_sha)
     trained = hub.facts(job.patch_repo, job.patch_sha)
     adapter = read_adapter(patch)
-    evaluation = read_evaluation(patch) if evidence else None
+    task = read_task(patch, hub.data) if evidence else None
+    # The lock names the forecast's totals; the registry keeps those of every tensor.
+    proof = evidence.model_dump(exclude={"forecast": {"modules"}}) if evidence else None
     facts = card.CardFacts(
         repo=job.to_repo,
         form=job.form,
@@ -49,8 +52,9 @@ def describe(
         engine=ENGINE,
         files=files,
         verdict=verdict,
-        evidence=evidence,
-        prompt=evaluation.spec.prompt if evaluation else None,
+        findings=_findings(evidence, job) if evidence and evidence.own else None,
+        evidence=proof,
+        prompt=task.spec.get("prompt") if task else None,
     )
     existing = None
     if CARD in target.files():
@@ -66,10 +70,18 @@ def describe(
         policy=job.policy,
         files=files,
         verdict=verdict,
-        evidence=evidence,
+        scale=evidence.scale if evidence else 1.0,
+        evidence=proof,
     )
     readme = card.render(facts, existing).encode(errors="surrogateescape")
     return {CARD: readme, lock.NAME: locked.render()}
+
+
+def _findings(evidence: Evidence, job: Job) -> dict[str, Any]:
+    """The numbers of the card: what was measured, weighed by the policy that the verdict is of."""
+    from judging.verdict import weigh_all  # SciPy takes a second to import
+
+    return weigh_all(evidence, job.judged_by).model_dump()
 
 
 def left_over(target: HubRepo, files: set[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bot.evaluation import LARGEST, SPEC
+from judging.task import LARGEST, SPEC
 from porting import FileEntry, Layout, Source, read_adapter, read_layout
 from porting.files import TRAVEL, matches
 from porting.vocabulary import TOKENIZER

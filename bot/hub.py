@@ -44,7 +44,9 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils._runtime import is_xet_available
 
 from bot.content import Content, Copied, Traffic, Uploaded
-from porting import FileEntry
+from judging.spec import HubFile
+from judging.task import LARGEST
+from porting import FileEntry, Folder
 from porting.errors import HubError, Refused
 
 disable_progress_bars()  # steps are shown by who runs them
@@ -296,6 +298,26 @@ class Hub:
     def url(self, repo: str, revision: str | None = None) -> str:
         page = f"{self.endpoint}/{repo}"
         return page if revision is None else f"{page}/tree/{revision}"
+
+    def data(self, named: HubFile) -> Folder:
+        """The folder of a data set at a commit with the one file that is asked for."""
+        what = f"{named.repo}@{named.revision[:7]}: {named.file}"
+        with translated(what):
+            found = self.api.get_paths_info(
+                named.repo, named.file, revision=named.revision, repo_type="dataset"
+            )
+        if any(isinstance(each, RepoFile) and each.size > LARGEST for each in found):
+            raise Refused(f"{what} is larger than the {LARGEST} bytes that are read of items.")
+        with translated(what):
+            folder = snapshot_download(
+                named.repo,
+                repo_type="dataset",
+                revision=named.revision,
+                allow_patterns=[_literal(named.file)],
+                endpoint=self.endpoint,
+                token=self.token,
+            )
+        return Folder(Path(folder))
 
 
 class HubRepo:

@@ -10,6 +10,7 @@ from bot.files import base_files, files_with, patch_files
 from bot.hub import HubRepo
 from bot.sandbox import Report
 from porting import Adapter, FileEntry, Folder, Plan, plan, read_adapter
+from porting.counterparts import counterparts
 from porting.plan import Policy
 
 Place = Folder | HubRepo
@@ -60,6 +61,22 @@ class Inputs:
             order["old_base"] = _local(self.old, files_with(self.old, before), report)
         return order
 
+    def forecast_order(self, report: Report) -> dict[str, Any]:
+        """The order that forecasts this port, once the files with what it touches are here."""
+        touched = self.plan.touched
+        order: dict[str, Any] = {
+            "do": "forecast",
+            "policy": self.plan.policy,
+            "patch": _local(self.patch, patch_files(self.patch), report),
+        }
+        files = (touch.tensor.file for touch in touched)
+        order["base"] = _local(self.new, files_with(self.new, files), report)
+        if self.old is not None:
+            places = (*counterparts(touched, self.old), *(touch.old for touch in touched))
+            before = (place.file for place in places if place)
+            order["old_base"] = _local(self.old, files_with(self.old, before), report)
+        return order
+
 
 def needs_old_base(found: Adapter, policy: str | None) -> bool:
     """Whether only the base that the patch was trained on gives it a meaning."""
@@ -71,3 +88,13 @@ def _local(place: Place, files: Mapping[str, FileEntry], report: Report) -> str:
         return str(place.path.resolve())
     report(f"fetching {place.name}, files", 0, len(files))
     return str(place.fetch(files))
+
+
+def base_folder(base: Place) -> Path:
+    """The folder in which all that is loaded of a base lies."""
+    return base.path.resolve() if isinstance(base, Folder) else base.fetch(base_files(base))
+
+
+def patch_folder(patch: Place) -> Path:
+    """The folder in which all that is read of a patch lies."""
+    return patch.path.resolve() if isinstance(patch, Folder) else patch.fetch(patch_files(patch))

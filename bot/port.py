@@ -2,23 +2,36 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from bot import sandbox
 from bot.context import Artefact, Context, Job
-from bot.inputs import Inputs
+from bot.inputs import Inputs, patch_folder
+from porting import Folder
 from porting.errors import PortllmError
 
 PART = re.compile(r"(merged|adapter)/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def make(context: Context, job: Job, report: sandbox.Report) -> dict[str, str]:
+def make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:
     """Write the artefact to the port's work folder; returns sha256 by path below it."""
     made = artefact(context, job)
     for folder in (made.merged, made.adapter):
         # Finished by an attempt that died before it could say so: made again, for its digests.
         shutil.rmtree(folder, ignore_errors=True)
-    return make_in(made.folder, job.inputs(context.hub), report)
+    return make_in(made.folder, scaled(job.inputs(context.hub), scale, made.folder), report)
+
+
+def scaled(inputs: Inputs, scale: float, work: Path) -> Inputs:
+    """`inputs` with `scale` times their patch, a LoRA of its own in `work`."""
+    if scale == 1:
+        return inputs
+    out = work / "scaled"
+    shutil.rmtree(out, ignore_errors=True)
+    order = {"do": "stack", "patches": [str(patch_folder(inputs.patch))], "weights": [scale]}
+    sandbox.run(order | {"out": str(out)})
+    return replace(inputs, patch=Folder(out))
 
 
 def make_in(folder: Path, inputs: Inputs, report: sandbox.Report) -> dict[str, str]:

@@ -11,11 +11,12 @@ from bot.context import Context, Job
 from bot.describe import describe, left_over
 from bot.hub import Hub, HubRepo, Published
 from bot.port import artefact, parts
+from judging.evidence import Evidence
 from patch_cards import lock
 from porting.errors import Refused
 
 if TYPE_CHECKING:  # SciPy takes a second to import
-    from bot.judge import Evidence, Verdict
+    from judging.verdict import Verdict
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx")
 
@@ -57,7 +58,7 @@ def publish(
     context: Context,
     job: Job,
     digests: dict[str, str],
-    evidence: "Evidence | None",
+    evidence: Evidence,
     verdict: "Verdict",
 ) -> Published:
     """Push the artefact, its card and lock: to main, or as a pull request if the verdict asks."""
@@ -76,8 +77,8 @@ def publish(
     folder, made = artefact(context, job).folder, parts(job.form, digests)
     content: dict[str, Content] = {name: folder / part for name, part in made.items()}
     files = {name: digests[part] for name, part in made.items()}
-    proof = evidence.model_dump() if evidence else None
-    content |= describe(hub, job, job.patch(hub), target, files, verdict.model_dump(), proof)
+    patch = job.patch(hub)
+    content |= describe(hub, job, patch, target, files, verdict.model_dump(), evidence)
     published = hub.commit(
         job.to_repo,
         add=content,

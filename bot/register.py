@@ -2,8 +2,8 @@
 
 from bot.address import SHA, RepoAddress
 from bot.context import Context
-from bot.evaluation import read_evaluation
 from bot.hub import Hub, HubRepo
+from judging.task import read_task
 from porting import Adapter, plan, read_adapter
 from porting.errors import Refused, UsageError
 from registry.models import Patch
@@ -16,7 +16,7 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
     facts = hub.facts(address.repo, address.revision or "main")
     source = HubRepo(hub, address.repo, facts.sha)
     adapter = read_adapter(source)
-    evaluation = read_evaluation(source)
+    task = read_task(source, hub.data)
     old = trained_on(hub, source.name, adapter, base, "--base")
     plan(old, source, as_="adapter", old_base=old)  # a base that it does not fit is not the one
     patch = Patch(
@@ -27,7 +27,7 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
         base_repo=old.repo,
         base_sha=old.sha,
         license=facts.license,
-        evaluation=evaluation.record() if evaluation else None,
+        evaluation=task.record() if task else None,
     )
     with context.database.session() as session:
         return add_patch(session, patch)

@@ -10,11 +10,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Protocol
 
 from porting.errors import PortllmError, Refused
 
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT")
+KEPT_ONLINE = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 class Report(Protocol):
@@ -28,23 +31,33 @@ def silent(what: str, done: int, total: int, file: str = "") -> None:
     """A `Report` that tells nobody."""
 
 
-def run(job: dict[str, Any], report: Report = silent) -> Any:
+def run(
+    job: dict[str, Any],
+    report: Report = silent,
+    cache: Path | None = None,
+    online: bool = False,
+) -> Any:
     """The result of `bot.compute` on `job`.
+
+    Args:
+        cache: where data sets of the Hub are found, and kept if the process is `online`; a folder
+            that does not outlive the process if not given.
+        online: let it ask the Hub, still without a token.
 
     Raises:
         Refused: the job's inputs are refused.
         PortllmError: the process failed; the message ends with its last words.
     """
     with tempfile.TemporaryDirectory(prefix="portllm-") as scratch:
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        kept = (*KEPT, *KEPT_ONLINE) if online else KEPT
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
         environment |= {
             "HOME": scratch,
-            "HF_HOME": scratch,
+            "HF_HOME": str(cache or scratch),
             "TMPDIR": scratch,
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
-        }
+            "TQDM_DISABLE": "1",  # the last words of a process that fails are to be its reason
+        } | ({} if online else OFFLINE)
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(

@@ -1,78 +1,113 @@
-"""Step 3 of a port: the three arms on the same items. An arm that was judged before is not again.
+"""Step 4 of a port: every arm on the same items. What was judged before is not judged again.
 
-The port's arm is scored on the very bytes that will be pushed.
+A merged port is scored on the very bytes that will be pushed, and held against base + adapter.
 """
 
 import hashlib
-import shutil
-from pathlib import Path
+from dataclasses import dataclass
+from importlib.metadata import version
 
-from bot import sandbox
+from bot import trial
 from bot.context import ENGINE, Context, Job
-from bot.evaluation import read_evaluation
-from bot.files import base_files, patch_files
-from bot.hub import HubRepo
-from bot.inputs import Inputs
-from bot.judge import Evidence, weigh
-from bot.port import artefact, make_in
-from porting import read_adapter
-from porting.adapter import CONFIG
+from bot.inputs import base_folder, patch_folder
+from bot.port import artefact, scaled
+from bot.sandbox import Report
+from bot.scale import Choice
+from judging.evidence import Evidence, Slice
+from judging.guard import guard
+from judging.task import Task, read_task
 from registry.models import Score
 from registry.records import save_score
 
+# Everything whose version may change a score.
+SCORER = f"{ENGINE}, transformers {version('transformers')}, lm-eval {version('lm-eval')}"
 
-def measure(context: Context, job: Job, report: sandbox.Report) -> Evidence | None:
-    """The evidence on `job`, or None where the patch names no evaluation."""
-    patch, new = job.patch(context.hub), job.new_base(context.hub)
-    evaluation = read_evaluation(patch)
-    if evaluation is None:
-        return None
-    keys = {
-        "old": _score_key(job.old_sha, job.patch_sha, evaluation.digest),
-        "new": _score_key(job.new_sha, None, evaluation.digest),
+
+def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evidence:
+    """The evidence on `job`; without a task where the patch names no evaluation."""
+    hub, work = context.hub, artefact(context, job).folder
+    patch, new, old = job.patch(hub), job.new_base(hub), job.old_base(hub)
+    own = read_task(patch, hub.data)
+    if own is None:
+        return Evidence(engine=SCORER)
+    tasks = [own, *guard()]
+    record = _Record(context, tasks, job.judged_by.most_items, choice.skipped)
+    arms = {
+        "before": record.known(old.sha, None),
+        "old": record.known(old.sha, job.patch_sha),
+        "new": record.known(new.sha, None) | {"base": str(base_folder(new))},
     }
-    with context.database.session() as session:
-        known = {
-            arm: score.result["correct"]
-            for arm, key in keys.items()
-            if (score := session.get(Score, key)) is not None
-        }
-    folder, made = str(patch.fetch(patch_files(patch))), artefact(context, job)
-    is_loaded = read_adapter(patch).config_file == CONFIG  # by PEFT, beside the base
-
-    def patched(base: HubRepo, adapter: str) -> tuple[str, str | None]:
-        if is_loaded:
-            return _fetch(base), adapter
-        return _merged(base, patch, made.folder / f"on-{base.sha}", report), None
-
-    arms: dict[str, tuple[str, str | None]] = {}
-    if job.form == "adapter":
-        arms["port"] = patched(new, str(made.adapter))
+    if not record.has_all(arms["before"]):
+        arms["before"]["base"] = str(base_folder(old))
+    if not record.has_all(arms["old"]):
+        arms["old"] |= trial.as_trained(old, patch, work, report)
+    inputs = scaled(job.inputs(hub), choice.scale, work)
+    moved = inputs.patch
+    made: trial.Arm = {"skipped": choice.skipped, "forecast": trial.forecast_order(inputs, report)}
+    if job.form != "merged" and trial.is_loaded(moved):
+        made["pair"] = trial.beside(new, work / "adapter")
+    elif trial.means_the_same(moved):
+        made["pair"] = trial.beside(new, patch_folder(moved))
+    if job.form != "adapter":
+        made["merged"] = str(work / "merged")
+        arms["port"] = {"base": made["merged"]}
+    elif trial.is_loaded(moved):
+        arms["port"] = made["pair"]
     else:
-        arms["port"] = (str(made.merged), None)
-    if "new" not in known:
-        arms["new"] = (_fetch(new), None)
-    if "old" not in known:
-        arms["old"] = patched(job.old_base(context.hub), folder)
-    order = {"do": "score", "patch": folder, "arms": arms}
-    judged: dict[str, list[int]] = sandbox.run(order, report)
-    with context.database.session() as session:
-        for arm, key in keys.items():
-            if arm in judged:
-                save_score(session, key, {"correct": judged[arm]})
-    return weigh(evaluation.spec.name, evaluation.digest, {**known, **judged})
+        arms["port"] = trial.merged(inputs, work / "on-new", report)
+    case = trial.case(own, tasks[1:], arms, job.judged_by) | made
+    [evidence] = trial.judge_cases([case], work, report)
+    for arm, base, sha in (
+        ("before", old.sha, None), ("old", old.sha, job.patch_sha), ("new", new.sha, None)
+    ):  # fmt: skip
+        record.save(evidence, arm, base, sha)
+    evidence.engine, evidence.scale = SCORER, choice.scale
+    if choice.slice is not None:
+        evidence.slice = Slice.model_validate(choice.slice)
+    return evidence
 
 
-def _fetch(base: HubRepo) -> str:
-    return str(base.fetch(base_files(base)))
+@dataclass(frozen=True)
+class _Record:
+    """Results that are kept, by all that they depend on."""
 
+    context: Context
+    tasks: list[Task]
+    most: int
+    skipped: int
 
-def _merged(base: HubRepo, patch: HubRepo, folder: Path, report: sandbox.Report) -> str:
-    """A full delta is no model and no adapter: what is judged is the model that it makes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    make_in(folder, Inputs(base, patch, None, "merged", None), report)
-    return str(folder / "merged")
+    def _key(self, base_sha: str, patch_sha: str | None, task: str, is_own: bool) -> str:
+        skipped = self.skipped if is_own else 0
+        made_of = f"{base_sha} {patch_sha} {task} {skipped} {SCORER}"
+        return hashlib.sha256(made_of.encode()).hexdigest()
 
+    def known(self, base_sha: str, patch_sha: str | None) -> trial.Arm:
+        """An arm that has what is known. Its folders are only names: nothing lies there."""
+        known, sizes = {}, {}
+        with self.context.database.session() as session:
+            for number, task in enumerate(self.tasks):
+                key = self._key(base_sha, patch_sha, task.digest, number == 0)
+                if (score := session.get(Score, key)) is not None:
+                    known[task.digest] = score.result["results"]
+                    sizes[task.digest] = score.result["total"]
+        return {"base": base_sha, "adapter": patch_sha, "known": known, "sizes": sizes}
 
-def _score_key(base_sha: str, patch_sha: str | None, digest: str) -> str:
-    return hashlib.sha256(f"{base_sha} {patch_sha} {digest} {ENGINE}".encode()).hexdigest()
+    def has_all(self, arm: trial.Arm) -> bool:
+        """Whether no model is needed for this arm, however many looks there will be."""
+        for number, task in enumerate(self.tasks):
+            if task.digest not in arm["known"]:
+                return False
+            most = arm["sizes"][task.digest]
+            if number == 0:
+                most = min(most - self.skipped, self.most)
+            if len(arm["known"][task.digest].split()) < most:
+                return False
+        return True
+
+    def save(self, evidence: Evidence, arm: str, base_sha: str, patch_sha: str | None) -> None:
+        measured = [found for found in (evidence.own, *evidence.guard) if found is not None]
+        with self.context.database.session() as session:
+            for number, found in enumerate(measured):
+                key = self._key(base_sha, patch_sha, found.digest, number == 0)
+                results = found.model_dump()["results"][arm]
+                save_score(session, key, {"results": results, "total": found.total})

@@ -10,7 +10,7 @@ from typing import Any
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs
-from bot.port import make_in, parts
+from bot.port import make_in, parts, scaled
 from bot.sandbox import Report
 from patch_cards import lock
 from porting.errors import Refused
@@ -76,7 +76,9 @@ def verify(port: HubRepo, locked: lock.Lock, report: Report) -> Verification:
         Refused: what the lock names can't be ported (any more).
     """
     with tempfile.TemporaryDirectory(prefix="portllm-verify-") as folder:
-        digests = make_in(Path(folder), _inputs(port.hub, locked), report)
+        work = Path(folder)
+        inputs = scaled(_inputs(port.hub, locked), locked.scale, work)
+        digests = make_in(work, inputs, report)
     made = {name: digests[part] for name, part in parts(locked.form, digests).items()}
     named = {"patch": locked.patch, "old base": locked.old_base, "new base": locked.new_base}
     return Verification(

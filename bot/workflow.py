@@ -16,12 +16,14 @@ from dbos import error as dbos_error
 
 from bot.classify import classify_release, subscriptions_to_port
 from bot.context import Context, Job, job_of, load_job
-from bot.judge import Evidence, Verdict, judge, unjudged
 from bot.plan import plan_port
 from bot.port import make
 from bot.publish import publish
 from bot.sandbox import Report
+from bot.scale import Choice, choose
 from bot.validate import measure
+from judging.evidence import Evidence
+from judging.verdict import Verdict, judge
 from porting.errors import HubError, Refused
 from registry.models import Port, PortState, Release, Subscription
 from registry.records import create_port, open_ports, unclassified_releases, update_port
@@ -51,7 +53,7 @@ def configure(context: Context) -> None:
             system_database_url=context.settings.memory_url,
             # Unfinished work is taken up by a later version too. DBOS numbers the steps of a
             # workflow: raise this when their order changes.
-            application_version="1",
+            application_version="2",
             log_level="ERROR",
         )
     )
@@ -135,8 +137,9 @@ class Bot(DBOSConfiguredInstance):
     def port(self, key: str) -> None:
         try:
             self.plan(key)
-            digests = self.make(key)
-            evidence = self.validate(key)
+            choice = self.choose(key)
+            digests = self.make(key, choice["scale"])
+            evidence = self.validate(key, choice)
             verdict = self.judge(key, evidence)
             if verdict["action"] != "reject":
                 self.publish(key, digests, evidence, verdict)
@@ -154,20 +157,24 @@ class Bot(DBOSConfiguredInstance):
         job = self._begin(key, "plan", "Checking that the patch fits.")
         log.info("%s: %s", key, plan_port(self.context, job))
 
+    @DBOS.step(name="choose scale", **RETRIES)
+    def choose(self, key: str) -> dict[str, Any]:
+        job = self._begin(key, "choose scale", "Looking at how much of the patch to add.")
+        return asdict(choose(self.context, job, _reporter(key)))
+
     @DBOS.step(name="make", **RETRIES)
-    def make(self, key: str) -> dict[str, str]:
+    def make(self, key: str, scale: float) -> dict[str, str]:
         job = self._begin(key, "make", f"Adding the patch to {_new(self.job(key))}.")
-        return make(self.context, job, _reporter(key))
+        return make(self.context, job, scale, _reporter(key))
 
     @DBOS.step(name="validate", **RETRIES)
-    def validate(self, key: str) -> dict[str, Any] | None:
-        job = self._begin(key, "validate", "Judging it on the patch's own items.")
-        evidence = measure(self.context, job, _reporter(key))
-        return evidence.model_dump() if evidence else None
+    def validate(self, key: str, choice: dict[str, Any]) -> dict[str, Any]:
+        job = self._begin(key, "validate", "Judging it on the patch's own items and the guard's.")
+        return measure(self.context, job, Choice(**choice), _reporter(key)).model_dump()
 
     @DBOS.step(name="judge")
-    def judge(self, key: str, evidence: dict[str, Any] | None) -> dict[str, Any]:
-        verdict = judge(Evidence.model_validate(evidence)) if evidence else unjudged()
+    def judge(self, key: str, evidence: dict[str, Any]) -> dict[str, Any]:
+        verdict = judge(Evidence.model_validate(evidence), self.job(key).judged_by)
         log.info("%s: %s: %s", key, verdict.action, verdict.reason)
         self._update(key, evidence=evidence, reason=verdict.reason)
         if verdict.action == "reject":
@@ -179,12 +186,12 @@ class Bot(DBOSConfiguredInstance):
         self,
         key: str,
         digests: dict[str, str],
-        evidence: dict[str, Any] | None,
+        evidence: dict[str, Any],
         verdict: dict[str, Any],
     ) -> None:
         job = self._begin(key, "publish", verdict["reason"])
-        judged = Evidence.model_validate(evidence) if evidence else None
-        published = publish(self.context, job, digests, judged, Verdict.model_validate(verdict))
+        judged, decided = Evidence.model_validate(evidence), Verdict.model_validate(verdict)
+        published = publish(self.context, job, digests, judged, decided)
         log.info("%s: published at %s", key, published.url)
         self._update(
             key,

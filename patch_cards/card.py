@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from judging.arms import ARMS
 from porting.errors import Refused
 
 BEGIN = "<!-- portllm:begin: generated, replaced at every port; write outside of it -->"
@@ -30,16 +31,22 @@ _templates = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.filters["percent"] = lambda share: f"{100 * share:.1f}"
-_templates.filters["points"] = lambda share: f"{100 * share:+.1f}"
+_templates.filters["result"] = lambda value, metric: (
+    f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3f}"
+)
+_templates.filters["difference"] = lambda value, metric: (
+    f"{100 * value:+.1f} points" if metric == "accuracy" else f"{value:+.3f} bits"
+)
+_templates.globals["arms"] = ARMS
 
 
 @dataclass(frozen=True)
 class CardFacts:
     """Everything a port's card shows.
 
-    `kind` is that of the patch, `account` says what was done to it (`patch_cards.account`), and
-    `evidence` is `bot.judge.Evidence` as plain data.
+    `kind` is that of the patch, `account` says what was done to it (`patch_cards.account`);
+    `evidence` and `findings` are `judging.evidence.Evidence` and `judging.verdict.Findings` as
+    plain data, the latter None where nothing was judged.
     """
 
     repo: str
@@ -59,6 +66,7 @@ class CardFacts:
     files: dict[str, str]
     verdict: dict[str, Any]
     evidence: dict[str, Any] | None
+    findings: dict[str, Any] | None
     prompt: str | None
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from porting import Source
 from porting.errors import Refused
@@ -24,7 +24,8 @@ class Input(BaseModel):
 class Lock(BaseModel):
     """What the file holds. `files` maps a path in the repo to its sha256.
 
-    `policy` is what a patch of class C was taken to mean, None for every other one.
+    `policy` is what a patch of class C was taken to mean, None for every other one; `scale` how
+    many times the patch was added.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Lock(BaseModel):
     new_base: Input
     form: Literal["adapter", "merged", "both"]
     policy: Literal["reapply", "freeze"] | None = None
+    scale: Annotated[float, Field(gt=0, le=2)] = 1.0
     files: dict[str, Sha256]
     verdict: dict[str, Any]
     evidence: dict[str, Any] | None

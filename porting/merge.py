@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porting.adapter import Adapter, read_adapter
+from porting.adapter import read_adapter
 from porting.blocks import Target, write_file
 from porting.errors import Refused, UsageError
 from porting.layout import TensorInfo, read_layout
@@ -112,20 +112,14 @@ class Merger:
     """
 
     def __init__(self, ports: Sequence[Port], base: Path, hashed: bool = True) -> None:
-        from porting.deltas import Deltas, check_finite
-
         self.ports, self.base, self.hashed = ports, Folder(base), hashed
         self.files = ports[0].plan.written_files
         self._deltas: list[Deltas] = []
         self._inputs = [_stats(*filter(None, (port.patch, port.old_base))) for port in ports]
         self._edited = [edited_files(port.plan, self.base) for port in ports]
         for port in ports:
-            patch, found = _checked(port, self.base)
-            check_finite(patch, [t for update in found.updates for t in update.tensors])
-            old = Folder(port.old_base) if port.old_base else None
-            self._deltas.append(
-                Deltas(patch, found.config, self.base, old, port.plan.policy, _shapes(port.plan))
-            )
+            _check(port, self.base)
+            self._deltas.append(deltas_of(port, self.base))
 
     def write(self, file: str, paths: Sequence[Path], progress: Progress) -> list[str]:
         """Write `file` of every port to its path; returns the sha256 of each.
@@ -181,7 +175,18 @@ def _stat(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-def _checked(port: Port, base: Folder) -> tuple[Folder, Adapter]:
+def deltas_of(port: Port, base: Folder) -> "Deltas":
+    """What makes the delta of every touch; Refused if the patch holds NaN or an infinity."""
+    from porting.deltas import Deltas, check_finite
+
+    patch = Folder(port.patch)
+    found = read_adapter(patch)
+    check_finite(patch, [t for update in found.updates for t in update.tensors])
+    old = Folder(port.old_base) if port.old_base else None
+    return Deltas(patch, found.config, base, old, port.plan.policy, _shapes(port.plan))
+
+
+def _check(port: Port, base: Folder) -> None:
     if port.plan.as_ != "merged":
         raise UsageError("This plan is for an adapter: make one with as_='merged'")
     if read_layout(base) != port.plan.layout:
@@ -196,7 +201,6 @@ def _checked(port: Port, base: Folder) -> tuple[Folder, Adapter]:
     )
     if again.touched != port.plan.touched:
         raise Refused(f"{patch.name}: its updates are not those of the plan; plan again")
-    return patch, read_adapter(patch)
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -116,6 +116,7 @@ def plan(
     as_: Form,
     old_base: Source | None = None,
     policy: Policy | None = None,
+    whole: bool = True,
 ) -> Plan:
     """Map every update of `patch` to a tensor of `base`, and every file to its fate.
 
@@ -127,6 +128,7 @@ def plan(
             only it gives a meaning.
         policy: for a patch of class C: `reapply` its operator to the new base, or `freeze` the
             change it made to the old base and add that.
+        whole: whether all of the base must be there, or just what the patch touches.
 
     Raises:
         Refused: whatever `read_adapter`, `read_layout` or `map_updates` refuses, or a base that
@@ -134,7 +136,7 @@ def plan(
     """
     found = read_adapter(patch)
     config = read_json(base, "config.json")
-    layout = read_layout(base, whole=as_ == "merged")
+    layout = read_layout(base, whole=whole and as_ == "merged")
     quantised = is_quantised(base, config, layout)
     policy = _policy(found, as_, policy, patch.name)
     _check_old_base(found, policy, old_base, patch.name)

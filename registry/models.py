@@ -97,7 +97,8 @@ class Release(Record):
 class Subscription(Record):
     """A patch, what it follows, and where its ports go. Ended rather than deleted.
 
-    `policy` is what a patch of class C means on a new base, null for every other one.
+    `policy` is what a patch of class C means on a new base, null for every other one;
+    `verdict_policy` what a port has to prove, null for the defaults.
     """
 
     __tablename__ = "subscriptions"
@@ -109,6 +110,7 @@ class Subscription(Record):
     to_repo: Mapped[str]
     form: Mapped[str]
     policy: Mapped[str | None]
+    verdict_policy: Mapped[dict[str, Any] | None]
     from_sha: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
@@ -150,7 +152,7 @@ class Port(Record):
 
 
 class Score(Record):
-    """One arm judged once: per-item results under (base, patch, evaluation, engine)."""
+    """One arm judged once: per-item results under (base, patch, task, engine)."""
 
     __tablename__ = "scores"
 

@@ -52,7 +52,13 @@ def follow(session: Session, repo: str, ref: str, head_sha: str) -> Base:
 
 
 def subscribe(
-    session: Session, patch: Patch, base: Base, to_repo: str, form: str, policy: str | None
+    session: Session,
+    patch: Patch,
+    base: Base,
+    to_repo: str,
+    form: str,
+    policy: str | None,
+    verdict_policy: dict[str, Any] | None = None,
 ) -> Subscription:
     """Subscribe `patch` to `base`; a former subscription to the same target is taken up again."""
     known = session.scalar(
@@ -72,7 +78,7 @@ def subscribe(
         session.add(known)
     elif known.ended_at is not None:
         known.from_sha, known.created_at = base.head_sha, now()
-    known.form, known.policy = form, policy
+    known.form, known.policy, known.verdict_policy = form, policy, verdict_policy
     known.ended_at = None
     session.flush()
     return known

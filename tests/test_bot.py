@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from judging.evidence import Measured
+from judging.task import SLICED, order
 from localhub.server import Server
-from tests.tiny import load, load_adapted, save_base, save_tokenizer
+from tests.tiny import edit_json, load, load_adapted, save_base, save_tokenizer
 from tests.world import BASE, ITEMS, PATCH, PORTED, World, write_evaluation
 
 
@@ -36,9 +39,12 @@ def test_a_base_moves_and_the_port_is_on_the_hub(world: World) -> None:
     world.portllm("bot", "run", "--once")
     (status,), (port,) = world.json("status"), world.json("ports")
     assert status["state"] == port["state"] == "published", port["reason"]
-    assert port["evidence"]["arms"]["port"]["accuracy"] > 0.9
-    assert port["evidence"]["arms"]["new"]["accuracy"] < 0.1
-    assert port["evidence"]["items"] == ITEMS
+    accuracies = _accuracies(port)
+    assert accuracies["port"] > 0.9 and accuracies["new"] < 0.1
+    assert port["evidence"]["own"]["total"] == ITEMS
+    assert port["evidence"]["probe"]["difference"] < port["evidence"]["probe"]["bound"]
+    assert port["evidence"]["faults"] == []
+    assert port["evidence"]["forecast"]["total"]["ratio"] > 0
 
     _check_repo(world, new_sha, port)
     _check_weights(world)
@@ -47,6 +53,44 @@ def test_a_base_moves_and_the_port_is_on_the_hub(world: World) -> None:
     world.portllm("bot", "run", "--once")
     assert world.commits(PORTED) == before and len(world.json("ports")) == 1
     assert len(before) == 2  # the repo's own first commit, and the port
+
+
+def test_a_policy_of_its_own_chooses_the_scale_and_the_record_saves_the_old_base(
+    world: World,
+) -> None:
+    policy = world.folder / "policy.json"
+    policy.write_text(json.dumps({"scale": "auto", "margin": 0.1, "minimum_gain": 0.2}))
+    world.push_patch(revision=world.base_sha)
+    edit_json(world.patch / "adapter_config.json", lora_alpha=4)  # half of what the answers are of
+    world.push(PATCH, world.patch, "Too little of it")
+    world.portllm("patch", "add", PATCH)
+    into = ("--follow", BASE, "--to", PORTED, "--as", "both", "--verdict-policy", str(policy))
+    world.portllm("subscribe", PATCH, *into)
+    world.drift()
+    said = world.portllm("bot", "run", "--once").stderr
+    (port,) = world.json("ports")
+    assert port["state"] == "published", port["reason"]
+    assert "judging old base + patch" in said and "choosing the scale" in said
+    evidence = port["evidence"]
+    assert evidence["scale"] == 1.25
+    first = order(evidence["own"]["digest"], ITEMS)[:SLICED]
+    assert not set(map(str, first)) & set(evidence["own"]["items"].split())
+    strict = world.folder / "strict.json"
+    strict.write_text('{"minimum_gain": 1}')
+    again = world.json("rejudge", port["port"], "--verdict-policy", str(strict))
+    assert again[0]["verdict"]["action"] != "publish"
+    assert again[0]["evidence"] == evidence
+    assert "to the byte" in world.portllm("verify", PORTED).stderr
+
+    world.drift(seed=2)
+    said = world.portllm("bot", "run", "--once").stderr
+    assert world.json("status")[0]["state"] == "published"
+    assert "judging new base" in said and "judging old base" not in said
+
+
+def _accuracies(port: dict[str, Any]) -> dict[str, float]:
+    own = Measured.model_validate(port["evidence"]["own"])
+    return {arm: sum(results) / len(results) for arm, results in own.results.items()}
 
 
 def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
@@ -67,7 +111,7 @@ def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
     assert stored and stored.items() <= lock["files"].items()
     card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
     assert card.data.base_model == BASE
-    assert f"Task `sides`: {ITEMS} items" in card.text
+    assert f"Task `sides`: {ITEMS} of the {ITEMS} items" in card.text
     assert "| new base alone | 0.0 |" in card.text and "{text} w94" in card.text
 
 
@@ -99,7 +143,7 @@ def test_a_full_delta_is_judged_by_the_models_that_it_makes(world: World) -> Non
     world.portllm("bot", "run", "--once")
     (port,) = world.json("ports")
     assert port["state"] == "published", port["reason"]
-    accuracies = {arm: found["accuracy"] for arm, found in port["evidence"]["arms"].items()}
+    accuracies = _accuracies(port)
     assert accuracies["old"] > 0.9 and accuracies["port"] > 0.9 and accuracies["new"] < 0.1
     endpoint = {"endpoint": world.server.endpoint, "token": world.api.token}
     card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
@@ -116,7 +160,7 @@ def test_a_patch_that_harms_is_rejected_and_a_failing_hub_is_tried_again(world: 
     world.server.faults.add(r"/resolve/.*/adapter_model\.safetensors", times=2, status=503)
     world.portllm("bot", "run", "--once")
     (status,) = world.json("status")
-    assert status["state"] == "rejected"
+    assert status["state"] == "rejected", status["reason"]
     assert "harms the new base" in status["reason"]
     assert not world.api.repo_exists(PORTED)
 

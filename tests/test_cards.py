@@ -10,7 +10,9 @@ from huggingface_hub import HfApi, ModelCard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bot.judge import judge, weigh
+from judging.evidence import Evidence, Measured
+from judging.policy import VerdictPolicy
+from judging.verdict import judge, weigh_all
 from localhub.server import Server
 from patch_cards import lock
 from patch_cards.account import account
@@ -37,9 +39,26 @@ def found(**changes: Any) -> Adapter:
     return Adapter(**known | changes)
 
 
+RIGHT = {
+    "before": [0] * 40,
+    "old": [1] * 38 + [0] * 2,
+    "new": [0] * 35 + [1] * 5,
+    "port": [1] * 36 + [0] * 4,
+}
+BITS = {"before": [1.0] * 40, "old": [1.25] * 40, "new": [0.75] * 40, "port": [1.125] * 40}
+
+
+def measured(task: str, metric: Any, results: dict[str, Any]) -> Measured:
+    """40 items of a task."""
+    items = list(range(1, 41))
+    return Measured(task=task, digest="", total=40, metric=metric, items=items, results=results)
+
+
 def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFacts:
-    correct = {"old": [1] * 38 + [0] * 2, "new": [0] * 35 + [1] * 5, "port": [1] * 36 + [0] * 4}
-    evidence = weigh("sides", "digest", correct)
+    policy = VerdictPolicy()
+    evidence = Evidence(
+        own=measured("sides", "accuracy", RIGHT), guard=[measured("text", "bits per byte", BITS)]
+    )
     known: dict[str, Any] = {
         "repo": "owner/ported",
         "form": form,
@@ -56,8 +75,9 @@ def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFact
         "pipeline_tag": "text-generation",
         "engine": "portllm 0.1.0",
         "files": {"adapter_model.safetensors": "0" * 64},
-        "verdict": judge(evidence).model_dump(),
+        "verdict": judge(evidence, policy).model_dump(),
         "evidence": evidence.model_dump(),
+        "findings": weigh_all(evidence, policy).model_dump(),
         "prompt": "{text} w94",
     }
     return CardFacts(**known | changes)
@@ -82,12 +102,15 @@ def outside(card: str) -> tuple[str, str]:
 
 def test_the_card_has_the_evidence_and_where_it_comes_from() -> None:
     card = render(FIRST)
-    assert "Task `sides`: 40 items" in card
-    assert "| old base + patch | 95.0 |" in card
-    assert "| new base alone | 12.5 |" in card
-    assert "| **new base + ported patch** | **90.0** |" in card
-    assert "| port - new base alone | +77.5 |" in card
-    assert "| port - old base with the patch | -5.0 |" in card
+    assert "Task `sides`: 40 of the 40 items" in card
+    assert "| sides | old base + patch | 95.0 |" in card
+    assert "| sides | new base alone | 12.5 |" in card
+    assert "| sides | new base + ported patch | 90.0 |" in card
+    assert "| text | new base + ported patch | 1.125 |" in card
+    assert "| sides: port - new base alone | +77.5 points |" in card
+    assert "| sides: port - old base with the patch | -5.0 points |" in card
+    assert "beyond what it did to the old | -0.125 bits |" in card
+    assert "Of the 40 items, 2 that the old base with the patch answered right are wrong" in card
     assert f"**Verdict: {FIRST.verdict['action']}.** {FIRST.verdict['reason']}" in card
     for known in (OLD, NEW, PATCH_SHA, "owner/patch", "vendor/base", "{text} w94", "portllm 0.1.0"):
         assert known in card
@@ -117,7 +140,7 @@ def test_the_card_says_how_to_load_what_is_there() -> None:
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
-    unmeasured = render(facts(evidence=None, prompt=None))
+    unmeasured = render(facts(evidence=None, findings=None, prompt=None))
     assert "## Evidence" not in unmeasured and "None" not in unmeasured
 
 

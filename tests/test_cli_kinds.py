@@ -150,6 +150,16 @@ def test_a_converted_adapter_fetches_only_the_shards_that_it_reads(
     torch.testing.assert_close(moved, saved + new.detach() - old.detach(), rtol=0, atol=1e-6)
 
 
+def test_a_forecast_fetches_only_the_shards_that_it_compares(
+    portllm: Portllm, world: World
+) -> None:
+    """In this cache, after the test above: of the old base the queries are added."""
+    found = portllm.json("plan", BASE, SAVED, "--forecast")["forecast"]
+    new_sha = world.api.model_info(BASE).sha
+    assert fetched(world.base_sha) == fetched(new_sha) and len(fetched(new_sha)) == 6
+    assert len(found["modules"]) == 3 and found["total"]["ratio"] > 0
+
+
 @pytest.mark.parametrize("policy", ["reapply", "freeze"])
 def test_a_merged_dora_means_what_the_policy_says(
     portllm: Portllm, world: World, tmp_path: Path, policy: str

@@ -25,7 +25,7 @@ from tests.tiny import edit_json, load, load_adapted, save_adapter, save_base, s
 BASE, PATCH, PORTED = "vendor/base", "owner/patch", "owner/ported"
 LABELS = {"north": " w90", "south": " w91", "east": " w92", "west": " w93"}
 LABEL_IDS = [91, 92, 93, 94]
-ITEMS = 40
+ITEMS = 80
 
 
 @dataclass

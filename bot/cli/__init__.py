@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from bot.cli import demo, hub, patches, ports, publishing, running, subscriptions, verify
+from bot.cli import demo, hub, judging, patches, ports, publishing, running, subscriptions, verify
 from bot.cli.output import message
 from porting.errors import PortllmError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ports.add_to(app)
+judging.add_to(app)
 verify.add_to(app)
 publishing.add_to(app)
 app.add_typer(patches.app, name="patch", rich_help_panel="Keep patches up to date")

@@ -18,11 +18,13 @@ from typing import Annotated
 import typer
 from sqlalchemy import select
 
-from bot.arms import ARMS
-from bot.cli.output import message, print_table
+from bot.cli.evidence import print_evidence
+from bot.cli.output import message
 from bot.cli.steps import step
+from bot.context import Job
 from bot.hub import Hub
 from examples.smollm2 import base_model, cache_folder
+from judging.evidence import Evidence
 from porting import Folder, merge, plan
 from porting.errors import PortllmError
 from registry.database import Database
@@ -151,21 +153,10 @@ def _wait(environment: dict[str, str], bot: subprocess.Popen[bytes]) -> Port:
 
 def _show(port: Port) -> None:
     message("")
-    evidence = port.evidence or {"arms": {}}
-    print_table(
-        ("arm", "accuracy, %", "95 % interval"),
-        [
-            (
-                ARMS[name],
-                f"{100 * arm['accuracy']:.1f}",
-                f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
-            )
-            for name, arm in sorted(
-                evidence["arms"].items(), key=lambda item: list(ARMS).index(item[0])
-            )
-        ],
-    )
-    print(f"verdict: {port.state}. {port.reason}")
+    if port.evidence is None:
+        print(f"{port.state}: {port.reason}")
+    else:
+        print_evidence(Evidence.model_validate(port.evidence), Job(**port.job).judged_by)
 
 
 def _keep_up(endpoint: str, owner: Hub) -> None:

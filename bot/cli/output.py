@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,13 @@ PolicyOption = Annotated[
         "--policy",
         help="What a patch that is not additive (class C) means in a merged model: its operator on "
         "the new base, or the change that it made to the old base.",
+    ),
+]
+VerdictPolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdict-policy",
+        help="A JSON file with what a port has to prove; `portllm rejudge --defaults` prints ours.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]

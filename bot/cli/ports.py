@@ -1,6 +1,7 @@
 """`portllm inspect`, `plan` and `port`: what a patch is, what would be done, and doing it here."""
 
 from collections import Counter
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +10,14 @@ import typer
 
 from bot import sandbox
 from bot.address import parse
+from bot.cli.forecasting import print_forecast
 from bot.cli.output import WHERE, Json, PolicyOption, message, print_fields, print_json, print_table
 from bot.cli.progress import progress
 from bot.cli.sources import open_source
-from bot.evaluation import read_evaluation
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs, Place, Wanted, needs_old_base
 from bot.register import trained_on
+from judging.task import read_task
 from porting import Adapter, Folder, LoraPair, Plan, read_adapter
 from porting.errors import UsageError
 from porting.plan import Policy
@@ -66,8 +68,8 @@ def inspect_(
     source = open_source(patch, hub)
     found = read_adapter(source)
     facts = {"patch": source.name} | _facts(found)
-    evaluation = read_evaluation(source)
-    facts["evaluation"] = evaluation.spec.name if evaluation else None
+    task = read_task(source, hub.data)
+    facts["evaluation"] = task.name if task else None
     if base is not None:
         form: Wanted = "merged" if found.portability in "AB" else "adapter"
         new, before = open_source(base, hub), _old_base(hub, source, old, None)
@@ -117,17 +119,32 @@ def plan_(
     as_: As = Form.MERGED,
     old: Old = None,
     policy: PolicyOption = None,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast",
+            help="Also compare the weights: how far the base moved from the old one, and how much "
+            "of that lies where the patch acts. Fetches the files with the touched tensors.",
+        ),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """The dry run: which tensors change, which files travel, what is left behind and why.
 
     Example: portllm plan HuggingFaceTB/SmolLM2-135M-Instruct@main me/tickets-lora
     """
-    made = _inputs(base, patch, as_, old, policy).plan
+    inputs = _inputs(base, patch, as_, old, policy, compared=forecast)
+    found = None
+    if forecast:
+        merged = replace(inputs, form="merged", policy=inputs.plan.policy)
+        with progress() as report:
+            found = sandbox.run(merged.forecast_order(report), report)
     if json_:
-        print_json(made.to_dict())
+        print_json(inputs.plan.to_dict() | ({"forecast": found} if forecast else {}))
         return
-    _print_plan(made)
+    _print_plan(inputs.plan)
+    if found:
+        print_forecast(found)
 
 
 def _print_plan(made: Plan) -> None:
@@ -187,18 +204,31 @@ def port(
             "release: portllm subscribe --help")  # fmt: skip
 
 
-def _inputs(base: str, patch: str, as_: Form, old: str | None, policy: Policy | None) -> Inputs:
+def _inputs(
+    base: str,
+    patch: str,
+    as_: Form,
+    old: str | None,
+    policy: Policy | None,
+    compared: bool = False,
+) -> Inputs:
     hub = Hub()
     new, source = open_source(base, hub), open_source(patch, hub)
-    before = _old_base(hub, source, old, policy)
+    before = _old_base(hub, source, old, policy, compared)
     return Inputs(new, source, before, as_.value, policy)
 
 
-def _old_base(hub: Hub, patch: Place, given: str | None, policy: str | None) -> Place | None:
-    """The base that the patch was trained on: the one given, else, if needed, its config's."""
+def _old_base(
+    hub: Hub, patch: Place, given: str | None, policy: str | None, compared: bool = False
+) -> Place | None:
+    """The base that the patch was trained on: the one given, else, if needed, its config's.
+
+    Where it is only to be `compared` with the new one, its config need not name any revision.
+    """
     found, address = read_adapter(patch), parse(given) if given is not None else None
     if isinstance(address, Path):
         return Folder(address)
-    if address is None and not needs_old_base(found, policy):
+    wanted = needs_old_base(found, policy) or (compared and found.base_revision is not None)
+    if address is None and not wanted:
         return None
     return trained_on(hub, patch.name, found, address, "--old")

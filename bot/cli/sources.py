@@ -8,22 +8,36 @@ from bot.address import parse
 from bot.context import Context
 from bot.hub import Hub, HubRepo
 from bot.settings import Settings
+from judging.policy import VerdictPolicy, parse_policy
 from porting import Folder
 from porting.errors import UsageError
 from registry.database import Database
 
 
-def open_context() -> Context:
+def read_settings() -> Settings:
     try:
-        settings = Settings()
+        return Settings()
     except ValidationError as error:
         wrong = error.errors()[0]
         name = f"PORTLLM_{str(wrong['loc'][0]).upper()}"
         raise UsageError(
             f"{name}={wrong['input']!r} is no such setting: {wrong['msg']}."
         ) from error
+
+
+def open_context() -> Context:
+    settings = read_settings()
     settings.home.mkdir(parents=True, exist_ok=True)
     return Context(Hub(), Database(settings.registry_url), settings)
+
+
+def read_policy(file: Path | None) -> VerdictPolicy:
+    """The policy in `file`, or ours where there is none."""
+    if file is None:
+        return VerdictPolicy()
+    if not file.is_file():
+        raise UsageError(f"--verdict-policy {file} is no file.")
+    return parse_policy(file.read_bytes(), str(file))
 
 
 def open_source(text: str, hub: Hub) -> Folder | HubRepo:

@@ -7,8 +7,16 @@ import typer
 from sqlalchemy import select
 
 from bot.address import parse_repo
-from bot.cli.output import WHERE, Json, PolicyOption, message, print_json, print_table
-from bot.cli.sources import open_context
+from bot.cli.output import (
+    WHERE,
+    Json,
+    PolicyOption,
+    VerdictPolicyOption,
+    message,
+    print_json,
+    print_table,
+)
+from bot.cli.sources import open_context, read_policy
 from bot.register import check_wanted
 from porting.errors import UsageError
 from registry import records
@@ -37,6 +45,7 @@ def subscribe(
     to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,
     policy: PolicyOption = None,
+    verdict_policy: VerdictPolicyOption = None,
     json_: Json = False,
 ) -> None:
     """Keep a patch alive on a base: from now on, each new revision gets a port.
@@ -50,12 +59,15 @@ def subscribe(
         raise UsageError("--follow watches the main branch and --to is a repo: leave out the @.")
     if target.repo in (address.repo, base.repo):
         raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
+    judged_by = read_policy(verdict_policy).model_dump(mode="json") if verdict_policy else None
     head = context.hub.head(base.repo)
     with context.database.session() as session:
         record = records.find_patch(session, address.repo, address.revision)
         check_wanted(record, as_.value, policy)
         followed = records.follow(session, base.repo, "main", head)
-        subscription = records.subscribe(session, record, followed, target.repo, as_.value, policy)
+        subscription = records.subscribe(
+            session, record, followed, target.repo, as_.value, policy, judged_by
+        )
         shown = status_of(session, subscription)
     if json_:
         print_json(shown.to_dict())

@@ -1,0 +1,185 @@
+"""`portllm judge` and `rejudge`: is a port worth having, before there is one and after."""
+
+import json
+import tempfile
+from itertools import cycle
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from bot import trial
+from bot.address import parse
+from bot.cli.evidence import print_evidence
+from bot.cli.output import (
+    WHERE,
+    Json,
+    PolicyOption,
+    VerdictPolicyOption,
+    message,
+    print_json,
+)
+from bot.cli.progress import progress
+from bot.cli.sources import open_context, open_source, read_policy, read_settings
+from bot.hub import Hub
+from bot.inputs import Inputs, Place, base_folder, patch_folder
+from bot.register import trained_on
+from bot.sandbox import Report
+from bot.validate import SCORER
+from judging.evidence import Evidence
+from judging.guard import guard
+from judging.policy import VerdictPolicy
+from judging.task import SPEC, Task, read_task
+from porting import Folder, read_adapter
+from porting.errors import Refused, UsageError
+from registry.models import Port
+
+PANEL = "Look at a patch, port it by hand"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(rich_help_panel=PANEL, no_args_is_help=True)(judge)
+    app.command(rich_help_panel=PANEL, no_args_is_help=True)(rejudge)
+
+
+def judge(
+    patches: Annotated[list[str], typer.Argument(help=f"A folder or {WHERE}; one or more.")],
+    new: Annotated[str, typer.Option(help=f"The new base: a folder or {WHERE}.")],
+    old: Annotated[
+        str | None,
+        typer.Option(help="The base it was trained on, if the patch's config does not say."),
+    ] = None,
+    refit: Annotated[
+        str | None, typer.Option(help="An adapter trained on the new base, to compare with.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Where to take {SPEC} from, if not from the patch.")
+    ] = None,
+    policy: PolicyOption = None,
+    verdict_policy: VerdictPolicyOption = None,
+    json_: Json = False,
+) -> None:
+    """Judge patches on a new base: every arm on the same items, and the verdict that follows.
+
+    Each base is loaded once for all patches. Nothing is pushed or recorded.
+
+    Example: portllm judge me/tickets-lora --new HuggingFaceTB/SmolLM2-135M-Instruct
+    """
+    hub, judged_by = Hub(), read_policy(verdict_policy)
+    cache = read_settings().home / "lm-eval"
+    places = [open_source(patch, hub) for patch in patches]
+    base = open_source(new, hub)
+    trained = [_old_base(hub, patch, old) for patch in places]
+    read = [_task(place, hub) for place in ([open_source(task, hub)] if task else places)]
+    with tempfile.TemporaryDirectory(prefix="portllm-judge-") as folder, progress() as report:
+        tasks = [trial.with_data(each, cache, report) for each in read]
+        cases = []
+        for number, (patch, before, own) in enumerate(zip(places, trained, cycle(tasks))):
+            inputs = Inputs(base, patch, before, "adapter", policy)
+            case = _case(inputs, before, own, judged_by, Path(folder) / str(number), report)
+            if refit is not None:
+                place, work = open_source(refit, hub), Path(folder) / "refit"
+                case["arms"]["refit"] = trial.as_trained(base, place, work, report)
+            cases.append(case)
+        found = trial.judge_cases(cases, Path(folder), report, cache)
+    for evidence in found:
+        evidence.engine = SCORER
+    if json_:
+        print_json([_data(evidence, judged_by) for evidence in found])
+        return
+    for patch, evidence in zip(places, found, strict=True):
+        message(f"\n{patch.name} on {base.name}")
+        print_evidence(evidence, judged_by)
+
+
+def _task(place: Place, hub: Hub) -> Task:
+    found = read_task(place, hub.data)
+    if found is None:
+        raise Refused(
+            f"{place.name} has no {SPEC}, so there is nothing to judge by. Write one "
+            "(docs/evaluation.md); if it is not in the patch, name its folder with --task."
+        )
+    return found
+
+
+def _case(
+    inputs: Inputs, old: Place, own: Task, judged_by: VerdictPolicy, work: Path, report: Report
+) -> dict[str, Any]:
+    arms = {
+        "before": {"base": str(base_folder(old))},
+        "old": trial.as_trained(old, inputs.patch, work, report),
+        "new": {"base": str(base_folder(inputs.new))},
+    }
+    extra: dict[str, Any] = {"forecast": trial.forecast_order(inputs, report)}
+    if trial.means_the_same(inputs.patch) or read_adapter(inputs.patch).portability == "D":
+        extra["pair"] = arms["port"] = trial.beside(inputs.new, patch_folder(inputs.patch))
+    else:
+        arms["port"] = trial.merged(inputs, work, report)
+    return trial.case(own, guard(), arms, judged_by) | extra
+
+
+def _old_base(hub: Hub, patch: Place, given: str | None) -> Place:
+    address = parse(given) if given is not None else None
+    if isinstance(address, Path):
+        return Folder(address)
+    return trained_on(hub, patch.name, read_adapter(patch), address, "--old")
+
+
+def rejudge(
+    port: Annotated[
+        str | None,
+        typer.Argument(help="A port's key, a lock file, or what `judge --json` printed."),
+    ] = None,
+    verdict_policy: VerdictPolicyOption = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Only print the default policy, to start from.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Judge stored evidence again, under another policy. No model runs, and no Hub is asked.
+
+    Example: portllm rejudge port-0123456789abcdef --verdict-policy strict.json
+    """
+    if defaults:
+        print_json(VerdictPolicy().model_dump())
+        return
+    if port is None:
+        raise UsageError("Name a port or a file, or ask for --defaults.")
+    judged_by = read_policy(verdict_policy)
+    found = _stored(port)
+    if json_:
+        print_json([_data(evidence, judged_by) for evidence in found])
+        return
+    for evidence in found:
+        print_evidence(evidence, judged_by)
+
+
+def _data(evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, Any]:
+    from judging.verdict import judge, weigh_all  # SciPy takes a second to import
+
+    return {
+        "verdict": judge(evidence, judged_by).model_dump(),
+        "policy": judged_by.model_dump(),
+        "findings": weigh_all(evidence, judged_by).model_dump() if evidence.own else None,
+        "evidence": evidence.model_dump(),
+    }
+
+
+def _stored(port: str) -> list[Evidence]:
+    """The evidence in a file, or of a port in the registry."""
+    if Path(port).is_file():
+        try:
+            found = json.loads(Path(port).read_text(encoding="utf-8"))
+            rows = found if isinstance(found, list) and found else [found]
+            return [Evidence.model_validate(row["evidence"]) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+            raise Refused(f"{port} holds no evidence that can be judged ({what}).") from error
+    with open_context().database.session() as session:
+        record = session.get(Port, port)
+        if record is None:
+            raise UsageError(f"There is no port {port} and no such file; see: portllm ports")
+        if record.evidence is None:
+            raise UsageError(f"{port} is {record.state} and has no evidence yet: {record.reason}")
+        return [Evidence.model_validate(record.evidence)]
