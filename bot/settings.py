@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         """Where DBOS keeps the state of its workflows."""
         return f"sqlite:///{self.home / 'workflows.db'}"
 
+    @property
+    def lm_eval(self) -> Path:
+        """Where the data of lm-eval's own tasks are kept."""
+        return self.home / "lm-eval"
+
     def work(self, key: str) -> Path:
         """The folder in which the port `key` is made."""
         return self.home / "work" / key

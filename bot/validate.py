@@ -30,6 +30,8 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     own = read_task(patch, hub.data)
     if own is None:
         return Evidence(engine=SCORER)
+    cache = context.settings.lm_eval
+    own = trial.with_data(own, cache, report)
     tasks = [own, *guard()]
     record = _Record(context, tasks, job.judged_by.most_items, choice.skipped)
     arms = {
@@ -56,7 +58,7 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     else:
         arms["port"] = trial.merged(inputs, work / "on-new", report)
     case = trial.case(own, tasks[1:], arms, job.judged_by) | made
-    [evidence] = trial.judge_cases([case], work, report)
+    [evidence] = trial.judge_cases([case], work, report, cache)
     for arm, base, sha in (
         ("before", old.sha, None), ("old", old.sha, job.patch_sha), ("new", new.sha, None)
     ):  # fmt: skip

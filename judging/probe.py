@@ -15,7 +15,7 @@ from porting import Folder, read_layout
 TEXTS, TOKENS = 8, 64
 # By what the checkpoint stores, since merged weights are rounded to it. Measured on SmolLM2-135M
 # in float32: a right merge differs by 0.006 (0.011 if its patch is so weak that a third of it is
-# rounded away), 0.0006 and 0.000002; one with 0.95, 0.9, 0.5 or none of the patch by 0.14, 0.20,
+# rounded away), 0.0006 and 0.000004; one with 0.95, 0.9, 0.5 or none of the patch by 0.14, 0.20,
 # 0.66 and 1.3.
 BOUNDS = {"BF16": 0.03, "F16": 0.003, "F32": 0.0005}
 # Computing in 16 bits alone makes 0.14, so that only half a patch or less is found out.

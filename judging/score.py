@@ -13,14 +13,13 @@ from lm_eval.models.huggingface import HFLM
 
 from judging.model import DEVICE, Loaded
 from judging.named import RIGHT, named
-from judging.spec import Item
+from judging.spec import NUMBER, Item
 from judging.task import Task, order
 from porting.errors import Refused
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every call
+IGNORED = [",", r"^\s+|\s+$", r"(?<=[0-9])\.0+$"]  # in answers: " 1,000.0" is "1000"
 BATCH = 16
-# With its sign, unless that stands between two numbers.
-NUMBER = r"((?:(?<![0-9])-)?[0-9][0-9,]*(?:\.[0-9]+)?)"
 LOGITS = 2**28  # of a batch, at most, where one sequence has no more: 1 GiB in float32
 
 
@@ -148,8 +147,7 @@ def _choice(task: Task, items: Sequence[Item]) -> tuple[dict[str, Any], dict[str
 
 
 def _generation(task: Task, items: Sequence[Item]) -> tuple[dict[str, Any], dict[str, Any]]:
-    numbers = {"function": "regex", "regex_pattern": NUMBER,
-               "group_select": -1}  # fmt: skip
+    numbers = {"function": "regex", "regex_pattern": NUMBER.pattern, "group_select": -1}
     last = [{"name": "last", "filter": [numbers, {"function": "take_first"}]}]
     is_number = task.spec["compare"] == "last-number"
     config = {
@@ -161,12 +159,13 @@ def _generation(task: Task, items: Sequence[Item]) -> tuple[dict[str, Any], dict
             "do_sample": False,
         },
         "metric_list": [
-            {"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": [",", r"^\s+|\s+$"]}
+            {"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": IGNORED}
         ],
     }
+    answers = [item.answer for item in items]
     if is_number:
         config["filter_list"] = last
-    answers = [item.answer for item in items]
+        answers = [NUMBER.findall(answer)[-1] for answer in answers]
     return config, {"query": [item.query for item in items], "answer": answers}
 
 

@@ -71,17 +71,33 @@ def _slope(lm: Asked, layers: Sequence[LoraLayer], item: Item) -> float:
 
 
 def _loss(lm: Asked, item: Item) -> torch.Tensor:
-    """Negative log-likelihood of the right answer in nats; of plain text, per token.
+    """How far the right answer is from certain, in nats; of plain text, per token.
 
-    Of the tokens that lm-eval asks for, with the same before them; of a long text, the last ones.
+    Of choices, among them only: wherever it is put, a patch makes the tokens of its answers likely,
+    even where it no longer tells the right one from the others (benchmarks/portability).
     """
-    answer = item.answer or (item.choices[item.gold] if item.choices else "")
-    if answer:
-        before, asked = lm._encode_pair(item.query, answer)
-    else:
-        before, asked = [lm.prefix_token_id], lm.tok_encode(item.query)
+    if item.choices:
+        gold = torch.tensor(item.gold, device=DEVICE)
+        return torch.nn.functional.cross_entropy(_likelihoods(lm, item), gold)
+    if item.answer:
+        return _nll(lm, *lm._encode_pair(item.query, item.answer)).sum()
+    return _nll(lm, [lm.prefix_token_id], lm.tok_encode(item.query)).mean()
+
+
+def _likelihoods(lm: Asked, item: Item) -> torch.Tensor:
+    """The log-likelihood of each choice, up to a constant."""
+    pairs = [lm._encode_pair(item.query, choice) for choice in item.choices]
+    before = pairs[0][0]
+    if all(each == before and len(asked) == 1 for each, asked in pairs):  # one pass has them all
+        ids = torch.tensor([before[-lm.max_length :]], device=DEVICE)
+        logits: torch.Tensor = lm.model(input_ids=ids).logits[0, -1].float()
+        return logits[[asked[0] for _, asked in pairs]]
+    return torch.stack([-_nll(lm, *pair).sum() for pair in pairs])
+
+
+def _nll(lm: Asked, before: list[int], asked: list[int]) -> torch.Tensor:
+    """Nats of each of the tokens `asked` after `before`, as lm-eval cuts them; at most the last."""
     ids = torch.tensor([(before + asked)[-(lm.max_length + 1) :]], device=DEVICE)
     wanted = ids[0, 1:][-len(asked) :]
     logits = lm.model(input_ids=ids[:, :-1]).logits[0, -len(wanted) :].float()
-    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-    return losses.sum() if answer else losses.mean()
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="none")

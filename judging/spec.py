@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 FIELD = re.compile(r"\{(\w+)\}")
-NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?")
+# In a text; with its sign, unless that stands between two numbers.
+NUMBER = re.compile(r"((?:(?<![0-9])-)?[0-9][0-9,]*(?:\.[0-9]+)?)")
 PART = r"[A-Za-z0-9]+((\.|_{1,2}|-)[A-Za-z0-9]+)*"  # of a repo's id
 MOST_LABELS = 100
 Word = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]

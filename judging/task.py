@@ -53,7 +53,7 @@ class Task(BaseModel):
 
     def record(self) -> dict[str, Any]:
         """What the registry keeps of it."""
-        return {**self.spec, "count": len(self.items), "digest": self.digest}
+        return {**self.spec, "count": len(self.items) or None, "digest": self.digest}
 
 
 def read_task(patch: Source, fetch: Callable[[HubFile], Source] | None = None) -> Task | None:
@@ -144,8 +144,8 @@ def _item(line: bytes, number: int, spec: AnySpec, where: str) -> Item:
     query = spec.ask({name: _field(fields, name, where) for name in spec.input_fields})
     if isinstance(spec, Generation):
         answer = _field(fields, spec.answer_field, where)
-        if spec.compare == "last-number" and not NUMBER.fullmatch(answer.strip()):
-            raise Refused(f"{where}: field {spec.answer_field!r} is no number, as last-number is.")
+        if spec.compare == "last-number" and not NUMBER.search(answer):
+            raise Refused(f"{where}: field {spec.answer_field!r} holds no number to be the last.")
         return Item(number=number, query=query, answer=answer)
     choices, label = _choices(fields, spec, where), _field(fields, spec.label_field, where)
     if label not in choices:

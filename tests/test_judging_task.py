@@ -171,9 +171,9 @@ def test_an_answer_may_be_written() -> None:
     assert task.kind == "generation" and [i.answer for i in task.items] == ["Hi there", "7"]
     assert task.spec["max_tokens"] == 256 and task.spec["stop"] == ["\n\n"]
     numbers = WRITTEN | {"compare": "last-number", "max_tokens": 64, "stop": ["Q:"]}
-    fine = [{"text": f"{n}", "answer": n} for n in (7, -1.5, "1,234", " 12 ")]
+    fine = [{"text": f"{n}", "answer": n} for n in (7, -1.5, "1,234", "6 x 12 = 72\n#### 72")]
     assert len(read(source(lines(fine), **numbers)).items) == 4
-    with pytest.raises(Refused, match="line 1: field 'answer' is no number"):
+    with pytest.raises(Refused, match="line 1: field 'answer' holds no number"):
         read_task(source(lines(items), **numbers))
     with pytest.raises(Refused, match="line 1: field 'answer' is missing"):
         read_task(source(lines([{"text": "x", "answer": ""}]), **WRITTEN))

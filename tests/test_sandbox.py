@@ -93,8 +93,8 @@ print(json.dumps({"result": seen}))
     assert seen["token"] is None and seen["offline"] is True
     assert SECRET not in json.dumps(seen) and str(home) not in json.dumps(seen)
     assert not Path(seen["home"]).exists()  # a folder of its own, gone afterwards
-    ours = {"HOME", "HF_HOME", "TMPDIR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"}
-    assert set(seen["environment"]) <= {*ours, *sandbox.KEPT, "TOKENIZERS_PARALLELISM", "LC_CTYPE"}
+    ours = {"HOME", "HF_HOME", "TMPDIR", "TQDM_DISABLE", "TOKENIZERS_PARALLELISM", *sandbox.OFFLINE}
+    assert set(seen["environment"]) <= {*ours, *sandbox.KEPT, "LC_CTYPE"}
 
 
 def test_code_in_the_folder_of_the_user_is_not_run(

@@ -18,7 +18,7 @@ PAIRS = {
     "change": "port - old base + patch",
     "origin": "old base + patch - old base alone",
     "needed": "old base + patch - new base alone",
-    "cost": "what the patch gives: new base - old base",
+    "cost": "gain of the patch on the new base - on the old one",
     "against refit": "port - refit",
 }
 LISTED = 20  # flips
@@ -32,8 +32,12 @@ def print_evidence(evidence: Evidence, policy: VerdictPolicy) -> None:
         weighed = weigh_all(evidence, policy)
         found = [weighed.own, *weighed.guard]
         _print_table(found, "arm", ARMS, lambda each: each.arms)
+        print()
         _print_table(found, "difference", PAIRS, lambda each: each.differences)
-        message("Accuracy in % of the items, where more is better; bits per byte, where less is.")
+        message(
+            "The truth lies between low and high, as surely as the policy asks. Of bits per byte, "
+            "less is better; a difference above 0 is for the better always."
+        )
         if weighed.own.flips is not None:
             _print_flips(weighed.own.flips)
         if evidence.slice is not None:
@@ -57,13 +61,15 @@ def _print_table(
 ) -> None:
     rows = []
     for each in found:
-        scale, digits = (100, 1) if each.metric == "accuracy" else (1, 3)
+        scale, digits, unit = (1, 3, each.metric)
+        if each.metric == "accuracy":
+            scale, digits, unit = (100, 1, "% right")
         for name, text in names.items():
             if (found_of := of(each).get(name)) is not None:
                 numbers = (found_of.mean, found_of.low, found_of.high)
                 shown = (f"{scale * number:.{digits}f}" for number in numbers)
-                rows.append((each.task, f"{each.items}/{each.total}", text, *shown))
-    print_table(("task", "items", heading, "mean", "low", "high"), rows)
+                rows.append((each.task, f"{each.items}/{each.total}", text, *shown, unit))
+    print_table(("task", "items", heading, "mean", "low", "high", "unit"), rows)
 
 
 def _print_flips(flips: "Flips") -> None:
@@ -76,8 +82,11 @@ def _print_flips(flips: "Flips") -> None:
 
 
 def _print_slice(found: Slice, scale: float) -> None:
-    asked = "1 is as good as any" if scale == 1 else f"{scale:g} is better than 1"
+    best = (
+        "none has a surely smaller loss than 1" if scale == 1 else f"{scale:g} has the least loss"
+    )
     tried = ", ".join(f"{each:g}" for each in found.scales)
     print(
-        f"scale: of {tried}, {asked} on {len(found.losses)} items; <-grad, dW> = {found.slope:+.3g}"
+        f"scale: of {tried} times the patch, {best} ({len(found.losses)} items; at 0 the loss "
+        f"{'falls' if found.slope > 0 else 'does not fall'}: <-grad, dW> = {found.slope:+.3g})"
     )

@@ -26,7 +26,6 @@ from bot.hub import Hub
 from bot.inputs import Inputs, Place, base_folder, patch_folder
 from bot.register import trained_on
 from bot.sandbox import Report
-from bot.validate import SCORER
 from judging.evidence import Evidence
 from judging.guard import guard
 from judging.policy import VerdictPolicy
@@ -66,8 +65,10 @@ def judge(
 
     Example: portllm judge me/tickets-lora --new HuggingFaceTB/SmolLM2-135M-Instruct
     """
+    from bot.validate import SCORER  # SciPy takes a second to import
+
     hub, judged_by = Hub(), read_policy(verdict_policy)
-    cache = read_settings().home / "lm-eval"
+    cache = read_settings().lm_eval
     places = [open_source(patch, hub) for patch in patches]
     base = open_source(new, hub)
     trained = [_old_base(hub, patch, old) for patch in places]
@@ -85,12 +86,8 @@ def judge(
         found = trial.judge_cases(cases, Path(folder), report, cache)
     for evidence in found:
         evidence.engine = SCORER
-    if json_:
-        print_json([_data(evidence, judged_by) for evidence in found])
-        return
-    for patch, evidence in zip(places, found, strict=True):
-        message(f"\n{patch.name} on {base.name}")
-        print_evidence(evidence, judged_by)
+    names = [f"{patch.name} on {base.name}" for patch in places]
+    _show(list(zip(names, found, strict=True)), judged_by, json_)
 
 
 def _task(place: Place, hub: Hub) -> Task:
@@ -147,18 +144,23 @@ def rejudge(
     if port is None:
         raise UsageError("Name a port or a file, or ask for --defaults.")
     judged_by = read_policy(verdict_policy)
-    found = _stored(port)
+    _show(_stored(port), judged_by, json_)
+
+
+def _show(found: list[tuple[str, Evidence]], judged_by: VerdictPolicy, json_: bool) -> None:
     if json_:
-        print_json([_data(evidence, judged_by) for evidence in found])
+        print_json([_data(name, evidence, judged_by) for name, evidence in found])
         return
-    for evidence in found:
+    for name, evidence in found:
+        message(f"\n{name}")
         print_evidence(evidence, judged_by)
 
 
-def _data(evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, Any]:
+def _data(name: str, evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, Any]:
     from judging.verdict import judge, weigh_all  # SciPy takes a second to import
 
     return {
+        "port": name,
         "verdict": judge(evidence, judged_by).model_dump(),
         "policy": judged_by.model_dump(),
         "findings": weigh_all(evidence, judged_by).model_dump() if evidence.own else None,
@@ -166,14 +168,17 @@ def _data(evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, Any]:
     }
 
 
-def _stored(port: str) -> list[Evidence]:
-    """The evidence in a file, or of a port in the registry."""
+def _stored(port: str) -> list[tuple[str, Evidence]]:
+    """The evidence in a file, or of a port in the registry, and what it is about."""
     if Path(port).is_file():
         try:
             found = json.loads(Path(port).read_text(encoding="utf-8"))
             rows = found if isinstance(found, list) and found else [found]
-            return [Evidence.model_validate(row["evidence"]) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
+            return [
+                (str(row.get("port", port)), Evidence.model_validate(row["evidence"]))
+                for row in rows
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
             raise Refused(f"{port} holds no evidence that can be judged ({what}).") from error
     with open_context().database.session() as session:
@@ -182,4 +187,4 @@ def _stored(port: str) -> list[Evidence]:
             raise UsageError(f"There is no port {port} and no such file; see: portllm ports")
         if record.evidence is None:
             raise UsageError(f"{port} is {record.state} and has no evidence yet: {record.reason}")
-        return [Evidence.model_validate(record.evidence)]
+        return [(port, Evidence.model_validate(record.evidence))]
