@@ -12,12 +12,12 @@ PORTABLE = ("nothing", "metadata", "weights", "vocabulary")
 def plan_port(context: Context, job: Job) -> str:
     """One sentence that says what will be done. Raises Refused, saying why not."""
     inputs = job.inputs(context.hub)
-    check_change(job, job.old_base(context.hub), inputs.new)
+    check_change(job.old_base(context.hub), inputs.new)
     check_target(context.hub, job)
     return inputs.plan.summary
 
 
-def check_change(job: Job, old: Place, new: Place) -> None:
+def check_change(old: Place, new: Place) -> None:
     """Refuse a new base on which the patch would mean something else.
 
     It is compared with the base the patch was *trained* on, not with the release before.
@@ -25,7 +25,7 @@ def check_change(job: Job, old: Place, new: Place) -> None:
     change = classify(old, new)
     if change.kind not in PORTABLE:
         raise Refused(
-            f"Since {job.old_repo}@{job.old_sha[:7]}, which the patch was trained on, the "
+            f"Since {old.name}, which the patch was trained on, the "
             f"{change.kind} changed, so adding the patch would mean something else: "
             f"{change.reason}"
         )

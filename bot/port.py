@@ -29,6 +29,7 @@ def scaled(inputs: Inputs, scale: float, work: Path) -> Inputs:
         return inputs
     out = work / "scaled"
     shutil.rmtree(out, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
     order = {"do": "stack", "patches": [str(patch_folder(inputs.patch))], "weights": [scale]}
     sandbox.run(order | {"out": str(out)})
     return replace(inputs, patch=Folder(out))

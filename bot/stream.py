@@ -70,7 +70,7 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
             return Publication(_tagged(hub, job, done), None)
     base = Remote(hub, job.new_repo, job.new_sha)
     old = Remote(hub, job.old_repo, job.old_sha)
-    check_change(job, old, base)
+    check_change(old, base)
     local = _fetch(patch, work / "patch")
     plan = Inputs(base, local, old, job.form, job.policy).plan
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from bot import compute, sandbox
 from localhub.server import Server
 from tests.test_sandbox import stand_in
-from tests.tiny import load, load_adapted, save_adapter
+from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
 from tests.world import ITEMS, Portllm, World
 
 TASK, DATA = "eval/portllm-eval.json", "owner/items"
@@ -89,6 +89,34 @@ def test_patches_are_judged_side_by_side_and_again_from_what_was_printed(
         assert not re.search(r"\d\.\d{5}", shown), shown
         assert "Traceback" not in here.messages and "lm_eval" not in here.messages
         assert list(world.server.traffic.of("")) == []
+
+
+def test_half_a_patch_is_judged_as_half_of_it(here: Portllm, world: World, tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    halves = []
+    for scale in (1, 0.5):
+        file.write_text(json.dumps({"scale": scale}))
+        [found] = here.json(*order(world), "--verdict-policy", file)
+        halves.append(found["evidence"])
+    whole, half = halves
+    assert half["scale"] == 0.5
+    delta = [each["forecast"]["total"]["delta"] for each in halves]
+    assert delta[1] == pytest.approx(delta[0] / 2, rel=1e-6)
+    assert half["own"]["results"]["old"] == whole["own"]["results"]["old"]
+    at_one, at_half = (whole["slice"]["scales"].index(scale) for scale in (1, 0.5))
+    for one, other in zip(half["slice"]["losses"], whole["slice"]["losses"], strict=True):
+        assert float(one.split()[at_one]) == pytest.approx(float(other.split()[at_half]), abs=1e-5)
+    file.write_text('{"scale": "auto"}')
+    here(*order(world), "--verdict-policy", file, code=2)
+    assert "The bot chooses a scale" in here.messages
+
+
+def test_a_base_that_means_something_else_is_refused(
+    here: Portllm, world: World, tmp_path: Path
+) -> None:
+    other = save_tokenizer(save_base(tmp_path / "other", "gpt2"))
+    here("judge", world.patch, "--new", other, "--old", world.folder / "old", code=3)
+    assert "architecture" in here.messages
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import typer
 from pydantic import ValidationError
 
 from bot import trial
-from bot.address import parse
 from bot.cli.evidence import print_evidence
 from bot.cli.output import (
     WHERE,
@@ -21,16 +20,17 @@ from bot.cli.output import (
     print_json,
 )
 from bot.cli.progress import progress
-from bot.cli.sources import open_context, open_source, read_policy, read_settings
+from bot.cli.sources import old_base, open_context, open_source, read_policy, read_settings
 from bot.hub import Hub
 from bot.inputs import Inputs, Place, base_folder, patch_folder
-from bot.register import trained_on
+from bot.plan import check_change
+from bot.port import scaled
 from bot.sandbox import Report
 from judging.evidence import Evidence
 from judging.guard import guard
 from judging.policy import VerdictPolicy
 from judging.task import SPEC, Task, read_task
-from porting import Folder, read_adapter
+from porting import read_adapter
 from porting.errors import Refused, UsageError
 from registry.models import Port
 
@@ -71,7 +71,14 @@ def judge(
     cache = read_settings().lm_eval
     places = [open_source(patch, hub) for patch in patches]
     base = open_source(new, hub)
-    trained = [_old_base(hub, patch, old) for patch in places]
+    if judged_by.scale == "auto":
+        raise UsageError(
+            "The bot chooses a scale for each port; `judge` says which one the loss asks for. "
+            "Give that number in place of `auto`."
+        )
+    trained = [old_base(hub, patch, old) for patch in places]
+    for before in trained:
+        check_change(before, base)
     read = [_task(place, hub) for place in ([open_source(task, hub)] if task else places)]
     with tempfile.TemporaryDirectory(prefix="portllm-judge-") as folder, progress() as report:
         tasks = [trial.with_data(each, cache, report) for each in read]
@@ -85,7 +92,7 @@ def judge(
             cases.append(case)
         found = trial.judge_cases(cases, Path(folder), report, cache)
     for evidence in found:
-        evidence.engine = SCORER
+        evidence.engine, evidence.scale = SCORER, judged_by.scale
     names = [f"{patch.name} on {base.name}" for patch in places]
     _show(list(zip(names, found, strict=True)), judged_by, json_)
 
@@ -108,19 +115,14 @@ def _case(
         "old": trial.as_trained(old, inputs.patch, work, report),
         "new": {"base": str(base_folder(inputs.new))},
     }
+    assert judged_by.scale != "auto"
+    inputs = scaled(inputs, judged_by.scale, work)
     extra: dict[str, Any] = {"forecast": trial.forecast_order(inputs, report)}
     if trial.means_the_same(inputs.patch) or read_adapter(inputs.patch).portability == "D":
         extra["pair"] = arms["port"] = trial.beside(inputs.new, patch_folder(inputs.patch))
     else:
         arms["port"] = trial.merged(inputs, work, report)
     return trial.case(own, guard(), arms, judged_by) | extra
-
-
-def _old_base(hub: Hub, patch: Place, given: str | None) -> Place:
-    address = parse(given) if given is not None else None
-    if isinstance(address, Path):
-        return Folder(address)
-    return trained_on(hub, patch.name, read_adapter(patch), address, "--old")
 
 
 def rejudge(

@@ -9,16 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from bot import sandbox
-from bot.address import parse
 from bot.cli.forecasting import print_forecast
 from bot.cli.output import WHERE, Json, PolicyOption, message, print_fields, print_json, print_table
 from bot.cli.progress import progress
-from bot.cli.sources import open_source
+from bot.cli.sources import old_base, open_source
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs, Place, Wanted, needs_old_base
-from bot.register import trained_on
 from judging.task import read_task
-from porting import Adapter, Folder, LoraPair, Plan, read_adapter
+from porting import Adapter, LoraPair, Plan, read_adapter
 from porting.errors import UsageError
 from porting.plan import Policy
 from porting.updates import Operator
@@ -225,10 +223,6 @@ def _old_base(
 
     Where it is only to be `compared` with the new one, its config need not name any revision.
     """
-    found, address = read_adapter(patch), parse(given) if given is not None else None
-    if isinstance(address, Path):
-        return Folder(address)
+    found = read_adapter(patch)
     wanted = needs_old_base(found, policy) or (compared and found.base_revision is not None)
-    if address is None and not wanted:
-        return None
-    return trained_on(hub, patch.name, found, address, "--old")
+    return old_base(hub, patch, given) if given is not None or wanted else None

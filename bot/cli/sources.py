@@ -7,9 +7,11 @@ from pydantic import ValidationError
 from bot.address import parse
 from bot.context import Context
 from bot.hub import Hub, HubRepo
+from bot.inputs import Place
+from bot.register import trained_on
 from bot.settings import Settings
 from judging.policy import VerdictPolicy, parse_policy
-from porting import Folder
+from porting import Folder, read_adapter
 from porting.errors import UsageError
 from registry.database import Database
 
@@ -46,3 +48,11 @@ def open_source(text: str, hub: Hub) -> Folder | HubRepo:
     if isinstance(address, Path):
         return Folder(address)
     return HubRepo(hub, address.repo, hub.head(address.repo, address.revision or "main"))
+
+
+def old_base(hub: Hub, patch: Place, given: str | None) -> Place:
+    """The base that `patch` was trained on: the one `given` by --old, else what its config pins."""
+    address = parse(given) if given is not None else None
+    if isinstance(address, Path):
+        return Folder(address)
+    return trained_on(hub, patch.name, read_adapter(patch), address, "--old")
