@@ -87,8 +87,9 @@ def score(
 
     def count(sequences: int) -> None:
         nonlocal done
-        done = min(done + sequences, stop - start)
-        report(done, stop - start)
+        before, done = done, min(done + sequences, stop - start)
+        if done > before:  # of choices, there are more sequences than items
+            report(done, stop - start)
 
     if task.kind == "lm-eval":
         asking = named(task.spec["lm_eval"])

@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the Hub up afterwards.")] = False,
 ) -> None:
-    """Run the main job here, on a real 135M model and a Hub of its own. About two minutes.
+    """Run the main job here, on a real 135M model and a Hub of its own. About four minutes.
 
     Example: portllm demo --keep
     """
