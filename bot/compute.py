@@ -26,12 +26,11 @@ def port(job: dict[str, Any]) -> dict[str, str]:
     """Write the asked forms below `out`; returns the sha256 of every file, by path below `out`."""
     patch, out = Path(job["patch"]), Path(job["out"])
     base = Path(job["base"]) if "base" in job else None
-    old_base = Path(job["old_base"]) if "old_base" in job else None
+    old_base = _old_base(job)
     digests: dict[str, str] = {}
     if job["form"] in ("merged", "both"):
         assert base is not None
-        old = Folder(old_base) if old_base else None
-        made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=job["policy"])
+        made = _asked(job).plan
         told = _Merging(made.bytes_out)
         written = merge(
             made,
@@ -59,12 +58,9 @@ def port_file(job: dict[str, Any]) -> str:
     """
     from porting.deltas import one_thread  # torch: seconds to import
 
-    base, patch, file = Path(job["base"]), Path(job["patch"]), job["file"]
-    old_base = Path(job["old_base"]) if "old_base" in job else None
-    old = Folder(old_base) if old_base else None
-    made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=job["policy"])
-    merger = Merger([Port(made, patch, old_base)], base)
-    for other in set(made.layout.files) - {file}:
+    base, file, asked = Path(job["base"]), job["file"], _asked(job)
+    merger = Merger([asked], base)
+    for other in set(asked.plan.layout.files) - {file}:
         (base / other).unlink()
     told = _Merging((base / file).stat().st_size)
     with one_thread():
@@ -76,12 +72,25 @@ def forecast(job: dict[str, Any]) -> dict[str, Any]:
     """What the weights alone say about a port; of the bases only touched tensors must be there."""
     from porting.forecast import forecast  # torch: seconds to import
 
-    base, patch = Path(job["base"]), Path(job["patch"])
-    old_base = Path(job["old_base"]) if "old_base" in job else None
-    old = Folder(old_base) if old_base else None
-    policy = job["policy"]
-    made = plan(Folder(base), Folder(patch), as_="merged", old_base=old, policy=policy, whole=False)
-    return forecast(Port(made, patch, old_base), base, _telling).to_dict()
+    return forecast(_asked(job, whole=False), Path(job["base"]), _telling).to_dict()
+
+
+def _asked(job: dict[str, Any], whole: bool = True) -> Port:
+    """The merged port that an order is about, planned."""
+    patch, old_base = Path(job["patch"]), _old_base(job)
+    made = plan(
+        Folder(Path(job["base"])),
+        Folder(patch),
+        as_="merged",
+        old_base=Folder(old_base) if old_base else None,
+        policy=job["policy"],
+        whole=whole,
+    )
+    return Port(made, patch, old_base)
+
+
+def _old_base(job: dict[str, Any]) -> Path | None:
+    return Path(job["old_base"]) if "old_base" in job else None
 
 
 class _Merging:

@@ -5,7 +5,7 @@ from typing import Any
 from bot.context import ENGINE, Job
 from bot.hub import Hub, HubRepo
 from judging.evidence import Evidence
-from judging.task import read_task
+from judging.task import read_spec
 from patch_cards import card, lock
 from patch_cards.account import account
 from porting import Source, read_adapter
@@ -32,7 +32,7 @@ def describe(
     new = hub.facts(job.new_repo, job.new_sha)
     trained = hub.facts(job.patch_repo, job.patch_sha)
     adapter = read_adapter(patch)
-    task = read_task(patch, hub.data) if evidence else None
+    spec = read_spec(patch) if evidence else None
     # The lock names the forecast's totals; the registry keeps those of every tensor.
     proof = evidence.model_dump(exclude={"forecast": {"modules"}}) if evidence else None
     facts = card.CardFacts(
@@ -54,7 +54,7 @@ def describe(
         verdict=verdict,
         findings=_findings(evidence, job) if evidence and evidence.own else None,
         evidence=proof,
-        prompt=task.spec.get("prompt") if task else None,
+        prompt=getattr(spec, "prompt", None),  # plain text and lm-eval's tasks have none
     )
     existing = None
     if CARD in target.files():

@@ -1,6 +1,6 @@
 """What a port is made of, and the sandbox's order for it: no more is fetched than it reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bot.files import base_files, files_with, patch_files
 from bot.hub import HubRepo
-from bot.sandbox import Report
+from bot.sandbox import Report, silent
 from porting import Adapter, FileEntry, Folder, Plan, plan, read_adapter
 from porting.counterparts import counterparts
 from porting.plan import Policy
@@ -44,7 +44,7 @@ class Inputs:
             "do": "port",
             "form": self.form,
             "policy": self.plan.policy,
-            "patch": _local(self.patch, patch_files(self.patch), report),
+            "patch": str(patch_folder(self.patch, report)),
             "out": str(out),
             "hashed": hashed,
         }
@@ -52,13 +52,13 @@ class Inputs:
             order |= {"base_repo": self.new.repo, "base_sha": self.new.sha}
         compared = needs_old_base(read_adapter(self.patch), self.policy)
         if self.form != "adapter":
-            order["base"] = _local(self.new, base_files(self.new), report)
+            order["base"] = str(base_folder(self.new, report))
         elif compared or self.plan.rewrites:
             touched = (touch.tensor.file for touch in self.plan.touched)
-            order["base"] = _local(self.new, files_with(self.new, touched), report)
+            order["base"] = str(_shards(self.new, touched, report))
         if self.old is not None and compared:
             before = (touch.old.file for touch in self.plan.touched if touch.old)
-            order["old_base"] = _local(self.old, files_with(self.old, before), report)
+            order["old_base"] = str(_shards(self.old, before, report))
         return order
 
     def forecast_order(self, report: Report) -> dict[str, Any]:
@@ -67,14 +67,14 @@ class Inputs:
         order: dict[str, Any] = {
             "do": "forecast",
             "policy": self.plan.policy,
-            "patch": _local(self.patch, patch_files(self.patch), report),
+            "patch": str(patch_folder(self.patch, report)),
         }
         files = (touch.tensor.file for touch in touched)
-        order["base"] = _local(self.new, files_with(self.new, files), report)
+        order["base"] = str(_shards(self.new, files, report))
         if self.old is not None:
             places = (*counterparts(touched, self.old), *(touch.old for touch in touched))
             before = (place.file for place in places if place)
-            order["old_base"] = _local(self.old, files_with(self.old, before), report)
+            order["old_base"] = str(_shards(self.old, before, report))
         return order
 
 
@@ -83,18 +83,24 @@ def needs_old_base(found: Adapter, policy: str | None) -> bool:
     return found.old_base_field is not None or (found.portability == "C" and policy == "freeze")
 
 
-def _local(place: Place, files: Mapping[str, FileEntry], report: Report) -> str:
-    if isinstance(place, Folder):
-        return str(place.path.resolve())
-    report(f"fetching {place.name}, files", 0, len(files))
-    return str(place.fetch(files))
-
-
-def base_folder(base: Place) -> Path:
+def base_folder(base: Place, report: Report = silent) -> Path:
     """The folder in which all that is loaded of a base lies."""
-    return base.path.resolve() if isinstance(base, Folder) else base.fetch(base_files(base))
+    return _local(base, base_files, report)
 
 
-def patch_folder(patch: Place) -> Path:
+def patch_folder(patch: Place, report: Report = silent) -> Path:
     """The folder in which all that is read of a patch lies."""
-    return patch.path.resolve() if isinstance(patch, Folder) else patch.fetch(patch_files(patch))
+    return _local(patch, patch_files, report)
+
+
+def _shards(base: Place, shards: Iterable[str], report: Report) -> Path:
+    """The folder in which these files of a base lie."""
+    return _local(base, lambda place: files_with(place, shards), report)
+
+
+def _local(place: Place, files: Callable[[Place], Mapping[str, FileEntry]], report: Report) -> Path:
+    if isinstance(place, Folder):
+        return place.path.resolve()
+    wanted = files(place)
+    report(f"fetching {place.name}, files", 0, len(wanted))
+    return place.fetch(wanted)

@@ -81,9 +81,7 @@ def with_data(task: Task, cache: Path, report: Report) -> Task:
     return task.model_copy(update={"digest": digest})
 
 
-def judge_cases(
-    cases: list[Arm], work: Path, report: Report, cache: Path | None = None
-) -> list[Evidence]:
+def judge_cases(cases: list[Arm], work: Path, report: Report, cache: Path) -> list[Evidence]:
     """The evidence on every case, in the sandbox. Cases that share a base share its load.
 
     `cache` has the data of tasks that are lm-eval's.

@@ -95,13 +95,24 @@ def score(model: torch.nn.Module, items: Sequence[Item], size: int = 16) -> list
     return result
 
 
+def optimiser_of(
+    trained: list[torch.nn.Parameter], recipe: Recipe, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW without weight decay; the rate rises linearly over the warm-up, then falls to zero."""
+    warm = max(1, round(steps * recipe.warmup))
+    optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    )
+    return optimiser, schedule
+
+
 def train(
     base: PreTrainedModel, config: LoraConfig, items: Sequence[Item], recipe: Recipe, log: Path
 ) -> PeftModel:
     """Train a LoRA adapter on `base`, and write a line per step to `log`.
 
-    The loss is the mean over a batch's answer tokens. AdamW without weight decay; the learning
-    rate rises linearly over the warm-up and falls linearly to zero.
+    The loss is the mean over a batch's answer tokens.
     """
     torch.set_num_threads(2)
     torch.manual_seed(recipe.seed)
@@ -109,12 +120,8 @@ def train(
     model = get_peft_model(base, config)
     model.train()
     steps = recipe.epochs * -(-len(items) // recipe.batch_size)
-    warm = max(1, round(steps * recipe.warmup))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-    )
+    optimiser, schedule = optimiser_of(trained, recipe, steps)
     began = time.monotonic()
     plan = (batch for _ in range(recipe.epochs) for batch in batches(items, recipe.batch_size, rng))
     log.parent.mkdir(parents=True, exist_ok=True)

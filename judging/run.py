@@ -143,9 +143,9 @@ def _look_closer(models: Models, case: Case, evidence: Evidence, report: Report)
     new = case.arms["new"].base
     if case.pair is not None:
         assert case.pair.adapter is not None
-        with models.on(case.pair.base, case.pair.adapter) as loaded:
-            if not case.skipped:
-                told = partial(report, "loss along the patch, items")
+        if not case.skipped:
+            told = partial(report, "loss along the patch, items")
+            with models.on(case.pair.base, case.pair.adapter) as loaded:
                 evidence.slice = take_slice(loaded, case.own, told)
         if case.merged is not None:
             evidence.probe = probe(models, new, case.pair.adapter, case.merged)

@@ -66,8 +66,7 @@ def read_task(patch: Source, fetch: Callable[[HubFile], Source] | None = None) -
     """
     if SPEC not in patch.files():
         return None
-    raw = _read(patch, SPEC, SPEC)
-    spec = parse_spec(raw, f"{patch.name}: {SPEC}")
+    raw, spec = _spec(patch)
     if isinstance(spec, Named):
         return make_task(spec, [], raw)
     if isinstance(spec.items, HubFile):
@@ -80,6 +79,16 @@ def read_task(patch: Source, fetch: Callable[[HubFile], Source] | None = None) -
     return make_task(
         spec, read_items(content, spec, f"{source.name}: {file}"), raw + b"\0" + content
     )
+
+
+def read_spec(patch: Source) -> AnySpec | None:
+    """How `patch` wants to be asked, without the items; refused as by `read_task`."""
+    return _spec(patch)[1] if SPEC in patch.files() else None
+
+
+def _spec(patch: Source) -> tuple[bytes, AnySpec]:
+    raw = _read(patch, SPEC, SPEC)
+    return raw, parse_spec(raw, f"{patch.name}: {SPEC}")
 
 
 def make_task(spec: AnySpec, items: list[Item], content: bytes) -> Task:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from judging.arms import figure
 from judging.evidence import Evidence, Measured
 from judging.policy import VerdictPolicy
 from judging.scale import better, gains
@@ -110,11 +111,15 @@ def weigh_all(evidence: Evidence, policy: VerdictPolicy) -> Findings:
 
 def judge(evidence: Evidence, policy: VerdictPolicy) -> Verdict:
     """What is done with the port, and one sentence why."""
+    return decide(evidence, weigh_all(evidence, policy) if evidence.own else None, policy)
+
+
+def decide(evidence: Evidence, weighed: Findings | None, policy: VerdictPolicy) -> Verdict:
+    """`judge`, for who has weighed the evidence already; None where it has no task."""
     if fault := _fault(evidence):
         return Verdict(action="reject", reason=fault)
-    if evidence.own is None:
+    if weighed is None:
         return unjudged()
-    weighed = weigh_all(evidence, policy)
     verdict = _on_its_task(weighed.own, policy)
     for action, sentence in _alarms(weighed.guard, policy):
         if action == "reject" or verdict.action == "publish":
@@ -200,8 +205,6 @@ def _alarms(guards: list[Finding], policy: VerdictPolicy) -> Iterator[tuple[Acti
 
 
 def _said(found: Estimate, metric: str) -> str:
-    scale, digits, unit = (100, 1, "points") if metric == "accuracy" else (1, 3, "bits per byte")
-    mean, low, high = (
-        f"{scale * number:+.{digits}f}" for number in (found.mean, found.low, found.high)
-    )
+    unit = "points" if metric == "accuracy" else metric
+    mean, low, high = (figure(x, metric, "+") for x in (found.mean, found.low, found.high))
     return f"{mean} {unit} (interval {low} to {high})"

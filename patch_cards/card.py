@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from judging.arms import ARMS
+from judging.arms import ARMS, figure
 from porting.errors import Refused
 
 BEGIN = "<!-- portllm:begin: generated, replaced at every port; write outside of it -->"
@@ -31,11 +31,9 @@ _templates = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.filters["result"] = lambda value, metric: (
-    f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3f}"
-)
+_templates.filters["result"] = figure
 _templates.filters["difference"] = lambda value, metric: (
-    f"{100 * value:+.1f} points" if metric == "accuracy" else f"{value:+.3f} bits"
+    f"{figure(value, metric, '+')} {'points' if metric == 'accuracy' else 'bits'}"
 )
 _templates.globals["arms"] = ARMS
 

@@ -73,11 +73,11 @@ def tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(base)
 
 
-def make(kind: str, items: list[Item], **spec: Any) -> Task:
+def make(kind: Any, items: list[Item], **spec: Any) -> Task:
     """A task of `items`, asked in their own order."""
     digest = f"{kind} {spec} {items}"
     ordered = [items[number - 1] for number in order(digest, len(items))]
-    return Task(name="mine", kind=kind, items=ordered, digest=digest, spec=spec)  # type: ignore[arg-type]
+    return Task(name="mine", kind=kind, items=ordered, digest=digest, spec=spec)
 
 
 def words(seed: int, count: int) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -195,10 +196,10 @@ BITS = st.lists(st.floats(-1, 1), min_size=1, max_size=40)
 
 @given(values=BITS, seed=st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
-def test_the_bootstrap_is_the_same_in_any_order(values: list[float], seed: object) -> None:
+def test_the_bootstrap_is_the_same_in_any_order(values: list[float], seed: random.Random) -> None:
     found = paired(values, [0.0] * len(values), 0.05)
     shuffled = list(values)
-    seed.shuffle(shuffled)  # type: ignore[attr-defined]
+    seed.shuffle(shuffled)
     again = paired(shuffled, [0.0] * len(values), 0.05)
     assert [again.low, again.high] == [found.low, found.high]
     assert again.mean == pytest.approx(found.mean)

@@ -36,17 +36,17 @@ MAIN = ["sst2-0", "tickets-0"]
 # (bases, patches), in the order of what they tell
 PLAN: list[tuple[list[str], list[str]]] = [
     (CORE[:3], MAIN),
+    (["gsm8k", "c4-full"], ["boolq-0"]),
     (["gsm8k-x3"], MAIN),
     (["has-sst2-1"], ["sst2-0"]),
     (CORE[:3], ["sst2-weak", "rte-0"]),
     (FREE[:8], MAIN),
-    (CORE[:3], ["wnli-0", "sst2-1"]),
+    (CORE[:3], ["wnli-0", "sst2-1", "tickets-1", "boolq-0"]),
     (CORE, MAIN),
     (FREE, [*MAIN, "sst2-weak"]),
-    (["gsm8k", "c4-full"], ["boolq-0"]),
     (["has-tickets-1"], ["tickets-0"]),
     (FREE, ["sst2-1", "wnli-0"]),
-    (CORE, ["rte-0", "tickets-1", "wnli-0", "sst2-1", "rte-1", "boolq-0"]),
+    (CORE, ["rte-0", "tickets-1", "wnli-0", "sst2-1", "boolq-0", "rte-1"]),
     (FREE, ["tickets-1", "rte-0"]),
 ]
 

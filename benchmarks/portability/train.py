@@ -24,7 +24,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from benchmarks.portability.bases import TRAINED, model, new_base, put
 from benchmarks.portability.tasks import TASKS, split, training
 from examples.smollm2 import base_model
-from examples.training import ALL_LINEARS, Item, Recipe, batches, padded, save_adapter
+from examples.training import (
+    ALL_LINEARS,
+    Item,
+    Recipe,
+    batches,
+    optimiser_of,
+    padded,
+    save_adapter,
+)
 
 # "patch", or "patch@base" for a refit, or an evolution's name
 QUEUE = [
@@ -49,11 +57,12 @@ QUEUE = [
     "boolq-0",
     "sst2-0@noise-20",
     "tickets-1",
+    "tickets-1@c4-full",
+    "sst2-1@c4-full",
     "rte-0@t0-long",
+    "rte-1",
     "tickets-0@wikitext-full",
     "t0-short",
-    "sst2-1@c4-full",
-    "rte-1",
 ]
 PIECE = 128  # tokens
 
@@ -81,12 +90,8 @@ def fit(net: nn.Module, items: Sequence[Item], recipe: Recipe, log: Path) -> Non
     """`examples.training.train` on one thread: AdamW, linear warm-up and decay."""
     rng = random.Random(recipe.seed)
     steps = recipe.epochs * -(-len(items) // recipe.batch_size)
-    warm = max(1, round(steps * recipe.warmup))
     trained = [weight for weight in net.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-    )
+    optimiser, schedule = optimiser_of(trained, recipe, steps)
     full = next(net.parameters()).dtype == torch.float32
     cast = torch.autocast("cpu", torch.bfloat16) if full else contextlib.nullcontext()
     began, step = time.monotonic(), 0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from bot.cli.forecasting import meaning
 from bot.cli.output import message, print_table
-from judging.arms import ARMS
+from judging.arms import ARMS, figure
 from judging.evidence import Evidence, Slice
 from judging.policy import VerdictPolicy
 
@@ -26,10 +26,10 @@ LISTED = 20  # flips
 
 def print_evidence(evidence: Evidence, policy: VerdictPolicy) -> None:
     """Tables of arms and differences, then what else was found, then the verdict."""
-    from judging.verdict import judge, weigh_all  # SciPy takes a second to import
+    from judging.verdict import decide, weigh_all  # SciPy takes a second to import
 
-    if evidence.own is not None:
-        weighed = weigh_all(evidence, policy)
+    weighed = weigh_all(evidence, policy) if evidence.own else None
+    if weighed is not None:
         found = [weighed.own, *weighed.guard]
         _print_table(found, "arm", ARMS, lambda each: each.arms)
         print()
@@ -49,7 +49,7 @@ def print_evidence(evidence: Evidence, policy: VerdictPolicy) -> None:
         )
     if evidence.forecast is not None:
         print(f"forecast: {meaning(evidence.forecast['total'])}")
-    verdict = judge(evidence, policy)
+    verdict = decide(evidence, weighed, policy)
     print(f"verdict: {verdict.action}. {verdict.reason}")
 
 
@@ -61,13 +61,11 @@ def _print_table(
 ) -> None:
     rows = []
     for each in found:
-        scale, digits, unit = (1, 3, each.metric)
-        if each.metric == "accuracy":
-            scale, digits, unit = (100, 1, "% right")
+        unit = "% right" if each.metric == "accuracy" else each.metric
         for name, text in names.items():
             if (found_of := of(each).get(name)) is not None:
                 numbers = (found_of.mean, found_of.low, found_of.high)
-                shown = (f"{scale * number:.{digits}f}" for number in numbers)
+                shown = (figure(number, each.metric) for number in numbers)
                 rows.append((each.task, f"{each.items}/{each.total}", text, *shown, unit))
     print_table(("task", "items", heading, "mean", "low", "high", "unit"), rows)
 

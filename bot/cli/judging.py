@@ -159,13 +159,14 @@ def _show(found: list[tuple[str, Evidence]], judged_by: VerdictPolicy, json_: bo
 
 
 def _data(name: str, evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, Any]:
-    from judging.verdict import judge, weigh_all  # SciPy takes a second to import
+    from judging.verdict import decide, weigh_all  # SciPy takes a second to import
 
+    weighed = weigh_all(evidence, judged_by) if evidence.own else None
     return {
         "port": name,
-        "verdict": judge(evidence, judged_by).model_dump(),
+        "verdict": decide(evidence, weighed, judged_by).model_dump(),
         "policy": judged_by.model_dump(),
-        "findings": weigh_all(evidence, judged_by).model_dump() if evidence.own else None,
+        "findings": weighed.model_dump() if weighed else None,
         "evidence": evidence.model_dump(),
     }
 
