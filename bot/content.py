@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A large file whose bytes `Hub.upload` has sent to the repo that it is to be committed to."""
+    """A large file that `Publisher.upload` has sent to the repo that it is to be committed to."""
 
     sha256: str
     size: int
@@ -31,7 +31,7 @@ class Traffic:
     Attributes:
         read: by range: headers, small files, values of an old base.
         downloaded: whole files.
-        sent: of uploaded files, as `Hub.upload` counts.
+        sent: of uploaded files, as `Publisher.upload` counts.
         uploaded: the size of these files.
     """
 

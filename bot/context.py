@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bot.hub import Hub, HubRepo
+from bot.hub import Hub, HubRepo, Publisher
 from bot.inputs import Inputs, Wanted
 from bot.settings import Settings
 from judging.policy import VerdictPolicy
@@ -22,6 +22,7 @@ ENGINE = f"portllm {version('portllm')}, torch {version('torch')}, peft {version
 @dataclass(frozen=True)
 class Context:
     hub: Hub
+    publisher: Publisher
     database: Database
     settings: Settings
 

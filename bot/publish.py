@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bot.content import Content
 from bot.context import Context, Job
 from bot.describe import describe, left_over
-from bot.hub import Hub, HubRepo, Published
+from bot.hub import MAIN, PULL_REQUEST, Hub, HubRepo, Published
 from bot.port import artefact, parts
 from judging.evidence import Evidence
 from patch_cards import lock
@@ -62,33 +62,33 @@ def publish(
     verdict: "Verdict",
 ) -> Published:
     """Push the artefact, its card and lock: to main, or as a pull request if the verdict asks."""
-    hub = context.hub
-    hub.create(job.to_repo, private=is_closed(hub, job))
+    hub, publisher = context.hub, context.publisher
+    publisher.create(job.to_repo, private=is_closed(hub, job))
     check_target(hub, job)
-    as_pull_request = verdict.action == "ask"
-    if as_pull_request:
-        if (asked := hub.pull_request_with(job.to_repo, job.title)) is not None:
-            return Published(sha="", url=asked)
+    asks = verdict.action == "ask"
+    if asks:
+        for request in hub.pull_requests(job.to_repo):
+            if request.title == job.title:
+                return Published(sha="", url=request.url)
     elif (done := hub.commit_with(job.to_repo, job.trailer)) is not None:
-        hub.tag(job.to_repo, job.tag, done)
+        publisher.tag(job.to_repo, job.tag, done)
         return Published(sha=done, url=hub.url(job.to_repo, job.tag))
-    parent = hub.head(job.to_repo)
-    target = HubRepo(hub, job.to_repo, parent)
+    target = publisher.state(job.to_repo)
     folder, made = artefact(context, job).folder, parts(job.form, digests)
     content: dict[str, Content] = {name: folder / part for name, part in made.items()}
     files = {name: digests[part] for name, part in made.items()}
     patch = job.patch(hub)
     content |= describe(hub, job, patch, target, files, verdict.model_dump(), evidence)
-    published = hub.commit(
+    published = publisher.commit(
         job.to_repo,
         add=content,
         delete=left_over(target, set(content)),
         title=job.title,
         description=f"{verdict.reason}\n\n{job.trailer}",
-        parent=parent,
-        as_pull_request=as_pull_request,
+        parent=target.sha,
+        to=PULL_REQUEST if asks else MAIN,
     )
-    if as_pull_request:
+    if asks:
         return published
-    hub.tag(job.to_repo, job.tag, published.sha)
+    publisher.tag(job.to_repo, job.tag, published.sha)
     return Published(sha=published.sha, url=hub.url(job.to_repo, job.tag))

@@ -14,6 +14,7 @@ from bot import sandbox
 from bot.content import Uploaded
 from bot.context import Job
 from bot.files import base_files
+from bot.hub import Publisher
 from bot.journal import Journal
 from bot.remote import Remote
 from porting import Plan, TensorInfo
@@ -32,6 +33,7 @@ class Shards:
 
     job: Job
     plan: Plan
+    publisher: Publisher
     base: Remote
     old: Remote | None
     patch: Path
@@ -125,7 +127,7 @@ class Shards:
 
     def _upload(self, file: str, path: Path, digest: str) -> None:
         uploaded = Uploaded(digest, path.stat().st_size)
-        self.base.hub.upload(self.job.to_repo, path, uploaded)
+        self.publisher.upload(self.job.to_repo, path, uploaded)
         self.journal.add(file, uploaded)
         path.unlink()
         self._tell("uploaded", file)

@@ -13,7 +13,7 @@ from bot.content import Content
 from bot.context import Job
 from bot.describe import describe, left_over
 from bot.files import patch_files
-from bot.hub import Forgotten, Hub, NotCopied, Published
+from bot.hub import Forgotten, NotCopied, Published, Publisher
 from bot.inputs import Inputs, needs_old_base
 from bot.journal import Journal
 from bot.parts import Parts
@@ -41,7 +41,7 @@ class Publication:
 
 
 def publish_streamed(
-    job: Job, patch: Remote, work: Path, private: bool, report: Report
+    job: Job, patch: Remote, publisher: Publisher, work: Path, private: bool, report: Report
 ) -> Publication:
     """Port `patch` as `job` says, as a merged model, in the folder `work`, and publish it.
 
@@ -56,10 +56,12 @@ def publish_streamed(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{job.to_repo} is being published by another process.") from error
-        return _publish(job, patch, work, private, report)
+        return _publish(job, patch, publisher, work, private, report)
 
 
-def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report) -> Publication:
+def _publish(
+    job: Job, patch: Remote, publisher: Publisher, work: Path, private: bool, report: Report
+) -> Publication:
     hub = patch.hub
     check_target(hub, job)
     if hub.exists(job.to_repo):
@@ -67,21 +69,21 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
             raise Refused(f"{job.to_repo} is public: make it private on the Hub.")
         if (done := hub.commit_with(job.to_repo, job.trailer)) is not None:
             shutil.rmtree(work)
-            return Publication(_tagged(hub, job, done), None)
+            return Publication(_tagged(publisher, job, done), None)
     base = Remote(hub, job.new_repo, job.new_sha)
     old = Remote(hub, job.old_repo, job.old_sha)
     check_change(old, base)
     local = _fetch(patch, work / "patch")
     plan = Inputs(base, local, old, job.form, job.policy).plan
 
-    hub.create(job.to_repo, private or is_closed(hub, job))
+    publisher.create(job.to_repo, private or is_closed(hub, job))
     check_target(hub, job)
     target = Remote(hub, job.to_repo, hub.head(job.to_repo))
     journal = Journal(work / "journal.json")
     parts = Parts(job, base, target, journal)
     parts.decide(plan, made_before(job, plan, base, local, old, target))
     needed = old if needs_old_base(read_adapter(local), job.policy) else None
-    shards = Shards(job, plan, base, needed, local.path, work, journal, report)
+    shards = Shards(job, plan, publisher, base, needed, local.path, work, journal, report)
     shards.upload(parts.to_port, parts.to_move)
     parts.uploaded()
 
@@ -90,14 +92,13 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
     def commit() -> Published:
         check_target(hub, job)  # hours may have passed
         content: dict[str, Content] = {**parts.contents, **described}
-        return hub.commit(
+        return publisher.commit(
             job.to_repo,
             add=content,
             delete=left_over(target, {*parts.digests, *described}),
             title=job.title,
             description=f"{VERDICT['reason']}\n\n{job.trailer}",
             parent=target.sha,
-            as_pull_request=False,
         )
 
     try:
@@ -111,7 +112,7 @@ def _publish(job: Job, patch: Remote, work: Path, private: bool, report: Report)
     except Forgotten as error:
         journal.clear()
         raise HubError(f"{error} Run it again: everything is uploaded anew.") from error
-    tagged = _tagged(hub, job, published.sha)
+    tagged = _tagged(publisher, job, published.sha)
     shutil.rmtree(work)
     return Publication(tagged, parts)
 
@@ -124,6 +125,6 @@ def _fetch(patch: Remote, folder: Path) -> Folder:
     return Folder(folder)
 
 
-def _tagged(hub: Hub, job: Job, sha: str) -> Published:
-    hub.tag(job.to_repo, job.tag, sha)
-    return Published(sha, hub.url(job.to_repo, job.tag))
+def _tagged(publisher: Publisher, job: Job, sha: str) -> Published:
+    publisher.tag(job.to_repo, job.tag, sha)
+    return Published(sha, publisher.hub.url(job.to_repo, job.tag))

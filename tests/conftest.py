@@ -38,7 +38,7 @@ def portllm(
     """The commands, in this process, on the `world` of the test's own file."""
     from tests.world import Portllm  # the commands: not for every test
 
-    monkeypatch.setattr("bot.hub.constants", SimpleNamespace(ENDPOINT=world.server.endpoint))
+    monkeypatch.setattr("bot.hub.client.constants", SimpleNamespace(ENDPOINT=world.server.endpoint))
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # it would keep this test's stderr
     monkeypatch.setenv("HF_TOKEN", str(world.api.token))
     monkeypatch.setenv("PORTLLM_HOME", str(tmp_path / "home"))

@@ -126,7 +126,7 @@ def test_a_patch_that_is_refused_ends_with_3(portllm: Portllm, tmp_path: Path) -
 
 
 def test_a_hub_that_is_gone_ends_with_4(portllm: Portllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.hub.constants", SimpleNamespace(ENDPOINT="http://127.0.0.1:9"))
+    monkeypatch.setattr("bot.hub.client.constants", SimpleNamespace(ENDPOINT="http://127.0.0.1:9"))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     portllm("patch", "add", PATCH, code=4)
     assert "can't be reached" in portllm.messages

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from bot.context import Context
-from bot.hub import Hub, HubRepo, StaleParent
+from bot.hub import PULL_REQUEST, Hub, HubPublisher, HubRepo, StaleParent
 from bot.settings import Settings
 from bot.watch import look
 from localhub.server import Server
@@ -30,6 +30,7 @@ class Owner:
         self.server = server
         self.api = HfApi(endpoint=server.endpoint, token=server.add_user("owner"))
         self.hub = Hub(server.endpoint, self.api.token)
+        self.publisher = HubPublisher(self.hub)
         self.stranger = Hub(server.endpoint, server.add_user("stranger"))
         self.api.create_repo(REPO)
         self.sha = self.push({"config.json": SMALL, "model.safetensors": LARGE})
@@ -124,9 +125,9 @@ def test_a_gated_repo_says_whose_terms_are_to_be_accepted(owner: Owner) -> None:
 
 def test_a_stranger_may_not_write(owner: Owner) -> None:
     with pytest.raises(Refused):
-        owner.stranger.commit(REPO, {"x": b"x"}, [], "Mine", "", owner.sha, as_pull_request=False)
+        HubPublisher(owner.stranger).commit(REPO, {"x": b"x"}, [], "Mine", "", owner.sha)
     with pytest.raises(Refused):
-        owner.stranger.create("owner/another", private=False)
+        HubPublisher(owner.stranger).create("owner/another", private=False)
     assert owner.hub.head(REPO) == owner.sha
 
 
@@ -139,10 +140,8 @@ ASKING: dict[str, Callable[[Owner], object]] = {
         REPO, owner.sha, {"model.safetensors": FileEntry(len(LARGE), "")}
     ),
     "commit_with": lambda owner: owner.hub.commit_with(REPO, "PortLLM-Port: 1"),
-    "pull_request_with": lambda owner: owner.hub.pull_request_with(REPO, "Port"),
-    "commit": lambda owner: owner.hub.commit(
-        REPO, {"x": b"x"}, [], "x", "", owner.sha, as_pull_request=False
-    ),
+    "pull_requests": lambda owner: owner.hub.pull_requests(REPO),
+    "commit": lambda owner: owner.publisher.commit(REPO, {"x": b"x"}, [], "x", "", owner.sha),
 }
 
 
@@ -181,7 +180,7 @@ def test_a_hub_that_is_down_is_never_taken_for_a_base_that_has_not_moved(
     owner: Owner, tmp_path: Path
 ) -> None:
     settings = Settings(home=tmp_path)
-    context = Context(owner.hub, Database(settings.registry_url), settings)
+    context = Context(owner.hub, owner.publisher, Database(settings.registry_url), settings)
     with context.database.session() as session:
         base_id = follow(session, REPO, "main", owner.sha).id
     owner.hub.snapshot(REPO, owner.sha, owner.repo.files())  # a cache to be misled by
@@ -202,23 +201,22 @@ def test_a_hub_that_is_down_is_never_taken_for_a_base_that_has_not_moved(
 
 
 def test_a_commit_goes_on_top_of_what_was_looked_at(owner: Owner) -> None:
-    first = owner.hub.commit(
-        REPO, {"a.txt": b"a"}, ["config.json"], "Title", "Why", owner.sha, as_pull_request=False
+    first = owner.publisher.commit(
+        REPO, {"a.txt": b"a"}, ["config.json"], "Title", "Why", owner.sha
     )
     assert owner.hub.head(REPO) == first.sha and first.url == owner.hub.url(REPO)
     assert set(HubRepo(owner.hub, REPO, first.sha).files()) == {
         ".gitattributes", "a.txt", "model.safetensors"
     }  # fmt: skip
     with pytest.raises(StaleParent, match="changed by somebody else"):
-        owner.hub.commit(REPO, {"b.txt": b"b"}, [], "Late", "", owner.sha, as_pull_request=False)
+        owner.publisher.commit(REPO, {"b.txt": b"b"}, [], "Late", "", owner.sha)
     assert owner.hub.head(REPO) == first.sha
 
 
 def test_a_commit_is_found_by_its_trailer(owner: Owner) -> None:
-    made = owner.hub.commit(
-        REPO, {"a.txt": b"a"}, [], "Port", "Why.\n\nPortLLM-Port: port-1", owner.sha,
-        as_pull_request=False,
-    )  # fmt: skip
+    made = owner.publisher.commit(
+        REPO, {"a.txt": b"a"}, [], "Port", "Why.\n\nPortLLM-Port: port-1", owner.sha
+    )
     owner.push({"b.txt": b"b"}, "Another, about PortLLM-Port: port-2, in words")
     assert owner.hub.commit_with(REPO, "PortLLM-Port: port-1") == made.sha
     assert owner.hub.commit_with(REPO, "PortLLM-Port: port-2") is None
@@ -228,21 +226,37 @@ def test_a_commit_is_found_by_its_trailer(owner: Owner) -> None:
 def test_a_pull_request_is_found_by_its_title_and_only_our_own(owner: Owner) -> None:
     owner.api.create_pull_request(REPO, "Port 1")
     owner.api.create_discussion(REPO, "Port 2")
-    made = owner.hub.commit(REPO, {"a": b"a"}, [], "Port 3", "", owner.sha, as_pull_request=True)
+    made = owner.publisher.commit(REPO, {"a": b"a"}, [], "Port 3", "", owner.sha, to=PULL_REQUEST)
     assert owner.hub.head(REPO) == owner.sha
-    found = owner.hub.pull_request_with(REPO, "Port 3")
-    assert found is not None and found == made.url
-    assert owner.hub.pull_request_with(REPO, "Port 1") is not None
-    assert owner.hub.pull_request_with(REPO, "Port 2") is None
-    assert owner.stranger.pull_request_with(REPO, "Port 1") is None
+    newest, older = owner.hub.pull_requests(REPO)
+    assert (newest.title, newest.url, newest.status) == ("Port 3", made.url, "open")
+    assert (older.title, older.status) == ("Port 1", "draft")
+    assert owner.stranger.pull_requests(REPO) == []
+
+
+def test_an_open_pull_request_is_brought_up_to_date(owner: Owner) -> None:
+    owner.publisher.commit(REPO, {"a": b"a"}, [], "Port 1", "", owner.sha, to=PULL_REQUEST)
+    (request,) = owner.hub.pull_requests(REPO)
+    head = owner.hub.head(REPO, request.ref)
+    owner.publisher.commit(REPO, {"a": b"b"}, [], "Port 2", "", head, to=request.ref)
+    for _ in range(2):
+        owner.publisher.retitle(REPO, request.number, "Port 2", "A newer release.")
+    (request,) = owner.hub.pull_requests(REPO)
+    assert (request.title, request.status) == ("Port 2", "open")
+    assert HubRepo(owner.hub, REPO, owner.hub.head(REPO, request.ref)).read("a", 0, 1) == b"b"
+    assert owner.hub.head(REPO) == owner.sha
+    details = owner.api.get_discussion_details(REPO, request.number)
+    assert [event.content for event in details.events if event.type == "comment"] == [
+        "A newer release."
+    ]
 
 
 def test_a_tag_stands_where_it_was_put_last(owner: Owner) -> None:
-    owner.hub.tag(REPO, "base-1", owner.sha)
-    owner.hub.tag(REPO, "base-1", owner.sha)
+    owner.publisher.tag(REPO, "base-1", owner.sha)
+    owner.publisher.tag(REPO, "base-1", owner.sha)
     assert owner.hub.head(REPO, "base-1") == owner.sha
     later = owner.push({"a.txt": b"a"})
-    owner.hub.tag(REPO, "base-1", later)
+    owner.publisher.tag(REPO, "base-1", later)
     assert owner.hub.head(REPO, "base-1") == later
     assert owner.hub.is_tag(REPO, "base-1")
     assert not owner.hub.is_tag(REPO, "main") and not owner.hub.is_tag(REPO, "base")

@@ -32,7 +32,7 @@ import os, signal, sys
 from bot import hub, journal
 from bot.cli import main
 owner, name, calls, when = sys.argv.pop(1).split(",")
-place = getattr({"Journal": journal, "Hub": hub}[owner], owner)
+place = {"Journal": journal.Journal, "Publisher": hub.HubPublisher}[owner]
 original, left = getattr(place, name), [int(calls)]
 def dying(*args, **kwargs):
     left[0] -= 1
@@ -259,8 +259,8 @@ def test_without_xet_files_are_sent_whole_and_once(
 
 KILLS = [
     ("Journal,add,1,after", (1, 1)),
-    ("Hub,commit,1,before", (1, 2)),
-    ("Hub,tag,1,before", (0, 0)),
+    ("Publisher,commit,1,before", (1, 2)),
+    ("Publisher,tag,1,before", (0, 0)),
 ]
 
 
@@ -289,7 +289,7 @@ def test_killed_it_goes_on_where_it_was(
 
 
 def test_what_the_hub_forgot_is_not_counted_on_again(shop: Shop, tmp_path: Path) -> None:
-    to, dying = "owner/forgotten", "Hub,commit,1,before"
+    to, dying = "owner/forgotten", "Publisher,commit,1,before"
     shop.run(tmp_path, dying, *shop.order(to), script=KILLED, code=-signal.SIGKILL)
     for note in shop.server.root.glob(f"repos/models/{to}.git/localhub/lfs/*"):
         note.unlink()  # as the Hub drops what no commit refers to

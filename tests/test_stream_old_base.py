@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from bot.context import Job, made_job
-from bot.hub import Hub
+from bot.hub import Hub, HubPublisher
 from bot.port import make_in
 from bot.remote import Remote
 from bot.sandbox import silent
@@ -88,7 +88,9 @@ def test_it_is_what_the_whole_port_writes(
     server.traffic.clear()
     trained = Remote(hub, job.patch_repo, job.patch_sha)
 
-    parts = publish_streamed(job, trained, tmp_path / "work", False, silent).parts
+    parts = publish_streamed(
+        job, trained, HubPublisher(hub), tmp_path / "work", False, silent
+    ).parts
 
     whole = [
         e for e in server.traffic.of(f"/resolve/{job.old_sha}/.*safetensors$") if e.status == 200
@@ -112,7 +114,12 @@ def test_without_room_for_a_shard_none_is_fetched(
     server.traffic.clear()
     with pytest.raises(Refused, match="has 50,000 bytes free, and one shard and its port take up"):
         publish_streamed(
-            job, Remote(hub, job.patch_repo, job.patch_sha), tmp_path / "work", False, silent
+            job,
+            Remote(hub, job.patch_repo, job.patch_sha),
+            HubPublisher(hub),
+            tmp_path / "work",
+            False,
+            silent,
         )
     fetched = server.traffic.of(f"/resolve/{job.new_sha}/.*safetensors$", "GET")
     assert [exchange for exchange in fetched if exchange.status == 200] == []
@@ -131,4 +138,6 @@ def test_two_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="owner/port is being published by another process"):
-            publish_streamed(job, Remote(hub, "owner/patch", ""), work, False, silent)
+            publish_streamed(
+                job, Remote(hub, "owner/patch", ""), HubPublisher(hub), work, False, silent
+            )

@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.push_kind("dora", use_dora=True)
         world.push_kind("pissa", init_lora_weights="pissa", target_modules=["q_proj"])
         world.push_kind("saved", modules_to_save=["lm_head"], target_modules=["q_proj"])
-        patched.setattr("bot.hub.constants", SimpleNamespace(ENDPOINT=server.endpoint))
+        patched.setattr("bot.hub.client.constants", SimpleNamespace(ENDPOINT=server.endpoint))
         for name in ("HF_TOKEN", "PORTLLM_HOME"):
             patched.setenv(name, world.environment[name])
         for patch in ("owner/dora", "owner/pissa", "owner/saved"):

@@ -22,7 +22,7 @@ from bot.cli.evidence import print_evidence
 from bot.cli.output import message
 from bot.cli.steps import step
 from bot.context import Job
-from bot.hub import Hub
+from bot.hub import Hub, HubPublisher
 from examples.smollm2 import base_model, cache_folder
 from judging.evidence import Evidence
 from porting import Folder, merge, plan
@@ -94,9 +94,9 @@ def _environment(folder: Path, owner: Hub) -> dict[str, str]:
 
 
 def _push(hub: Hub, repo: str, files: dict[str, Path | bytes], title: str) -> str:
-    hub.create(repo, private=False)
-    parent = hub.head(repo)
-    return hub.commit(repo, files, [], title, "", parent, as_pull_request=False).sha
+    publisher = HubPublisher(hub)
+    publisher.create(repo, private=False)
+    return publisher.commit(repo, files, [], title, "", hub.head(repo)).sha
 
 
 def _patch_files(base_sha: str) -> dict[str, Path | bytes]:

@@ -69,7 +69,9 @@ def publish(
         policy=policy,
     )
     with progress() as report:
-        done = publish_streamed(job, trained, context.settings.work(job.key), private, report)
+        done = publish_streamed(
+            job, trained, context.publisher, context.settings.work(job.key), private, report
+        )
     if json_:
         print_json(_facts(done, hub))
         return

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from bot.address import parse
 from bot.context import Context
-from bot.hub import Hub, HubRepo
+from bot.hub import Hub, HubPublisher, HubRepo
 from bot.inputs import Place
 from bot.register import trained_on
 from bot.settings import Settings
@@ -30,7 +30,8 @@ def read_settings() -> Settings:
 def open_context() -> Context:
     settings = read_settings()
     settings.home.mkdir(parents=True, exist_ok=True)
-    return Context(Hub(), Database(settings.registry_url), settings)
+    hub = Hub()
+    return Context(hub, HubPublisher(hub), Database(settings.registry_url), settings)
 
 
 def read_policy(file: Path | None) -> VerdictPolicy:

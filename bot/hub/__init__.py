@@ -1,0 +1,22 @@
+"""The one package that talks to the Hub."""
+
+from bot.hub.client import Facts, Hub, PullRequest
+from bot.hub.errors import Forgotten, NotCopied, StaleParent
+from bot.hub.publisher import MAIN, PULL_REQUEST, HubPublisher, Published, Publisher
+from bot.hub.repo import HubRepo, Nothing
+
+__all__ = [
+    "MAIN",
+    "PULL_REQUEST",
+    "Facts",
+    "Forgotten",
+    "Hub",
+    "HubPublisher",
+    "HubRepo",
+    "NotCopied",
+    "Nothing",
+    "Published",
+    "Publisher",
+    "PullRequest",
+    "StaleParent",
+]
