@@ -1,49 +1,65 @@
 """Step 1 of a release: what changed, and who needs a port of it. From hashes and headers alone."""
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from bot.context import Context
 from bot.hub import HubRepo
 from porting import Change, classify
-from registry.models import Release
-from registry.records import active_subscriptions, settled_sha
-from registry.status import QUIET, UNREADABLE
+from registry.models import Release, Rule, Subscription
+from registry.status import OWN, QUIET, UNREADABLE
+
+OURS = "PortLLM-Port:"  # how each commit of ours begins its last line
 
 
 def classify_release(context: Context, release_id: int) -> None:
     """Record what changed since the last commit of the base that could be read."""
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
-        repo, new = release.base.repo, release.sha
-        earlier = session.scalars(
-            select(Release)
-            .where(Release.base == release.base, Release.id <= release.id)
-            .order_by(Release.id)
-        ).all()
-        readable = [r.sha for r in earlier if r.change not in (None, UNREADABLE)]
-        old = readable[-1] if readable else earlier[0].from_sha
-    change = _change(context, repo, old, new)
+        old, new = _last_read(context, session, release), (release.repo, release.sha)
+    if any(line.startswith(OURS) for line in context.hub.message(*new).splitlines()):
+        kind, reason = OWN, "It is a port of ours."
+    else:
+        change = _change(context, old, new)
+        kind, reason = change.kind, change.reason
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
-        release.change, release.reason = change.kind, change.reason
+        release.change, release.reason, release.from_sha = kind, reason, old[1]
+
+
+def _last_read(context: Context, session: Session, release: Release) -> tuple[str, str]:
+    if release.base.rule == Rule.TREE:  # a new fine-tune comes from its base as it is now
+        sha = release.from_sha or context.hub.head(release.from_repo)
+        return release.from_repo, sha
+    earlier = select(Release).where(Release.base_id == release.base_id, Release.id <= release.id)
+    read = earlier.where(Release.change.is_not(None), Release.change != UNREADABLE)
+    if (last := session.scalars(read.order_by(Release.id.desc()).limit(1)).first()) is not None:
+        return last.repo, last.sha
+    first = session.scalars(earlier.order_by(Release.id).limit(1)).one()
+    return first.from_repo, first.from_sha
 
 
 def subscriptions_to_port(context: Context, release_id: int) -> list[int]:
     """Ids of the subscriptions whose weights moved since what they last had a port on."""
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
-        repo, new = release.base.repo, release.sha
-        settled = {
-            subscription.id: settled_sha(session, subscription)
-            for subscription in active_subscriptions(session, release.base_id)
-            if subscription.created_at <= release.seen_at
-        }
+        new, is_tree = (release.repo, release.sha), release.base.rule == Rule.TREE
+        if is_tree and release.change in QUIET:
+            return []
+        active = select(Subscription.id, Subscription.settled_repo, Subscription.settled_sha).where(
+            Subscription.base_id == release.base_id,
+            Subscription.ended_at.is_(None),
+            Subscription.created_at <= release.seen_at,
+        )
+        settled = {id: (repo, sha) for id, repo, sha in session.execute(active)}
+    if is_tree:
+        return list(settled)
     moved = {
-        sha: sha != new and _change(context, repo, sha, new).kind not in QUIET
-        for sha in set(settled.values())
+        old: old != new and _change(context, old, new).kind not in QUIET
+        for old in set(settled.values())
     }
-    return [subscription_id for subscription_id, sha in settled.items() if moved[sha]]
+    return [subscription_id for subscription_id, old in settled.items() if moved[old]]
 
 
-def _change(context: Context, repo: str, old: str, new: str) -> Change:
-    return classify(HubRepo(context.hub, repo, old), HubRepo(context.hub, repo, new))
+def _change(context: Context, old: tuple[str, str], new: tuple[str, str]) -> Change:
+    return classify(HubRepo(context.hub, *old), HubRepo(context.hub, *new))

@@ -15,6 +15,7 @@ from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
 
+NAME = "{name}"  # in the target of a subscription to a tree: that of the fine-tune
 # Everything whose version may change a byte of a port: PEFT and torch compute some kinds.
 ENGINE = f"portllm {version('portllm')}, torch {version('torch')}, peft {version('peft')}"
 
@@ -45,6 +46,7 @@ class Job:
     to_repo: str
     policy: Policy | None = None  # neither in the jobs that an earlier version wrote
     verdict_policy: dict[str, Any] | None = None
+    again: int = 0  # how often the base had been at the new commit before
 
     @property
     def title(self) -> str:
@@ -78,18 +80,20 @@ class Job:
         return Inputs(new, patch, old, self.form, self.policy)
 
 
-def job_of(subscription: Subscription, release: Release) -> Job:
-    """The job of this port."""
+def job_of(subscription: Subscription, release: Release, again: int = 0) -> Job:
+    """The job of this port, of a base that was at this commit `again` times before."""
+    came_back = {"again": again} if again else {}
     return made_job(
         "bot",
+        **came_back,
         patch_repo=subscription.patch.repo,
         patch_sha=subscription.patch.sha,
         old_repo=subscription.patch.base_repo,
         old_sha=subscription.patch.base_sha,
-        new_repo=release.base.repo,
+        new_repo=release.repo,
         new_sha=release.sha,
         form=subscription.form,
-        to_repo=subscription.to_repo,
+        to_repo=subscription.to_repo.replace(NAME, release.repo.partition("/")[2]),
         policy=subscription.policy,
         verdict_policy=subscription.verdict_policy,
     )

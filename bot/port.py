@@ -48,6 +48,10 @@ def artefact(context: Context, job: Job) -> Artefact:
     return Artefact(context.settings.work(job.key))
 
 
+def remove_work(context: Context, key: str) -> None:
+    shutil.rmtree(context.settings.work(key), ignore_errors=True)
+
+
 def parts(form: str, digests: dict[str, str]) -> dict[str, str]:
     """Path in the repo -> path below the work folder. The only or the merged form is the root's."""
     root = "adapter/" if form == "adapter" else "merged/"

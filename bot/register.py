@@ -21,6 +21,7 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
     plan(old, source, as_="adapter", old_base=old)  # a base that it does not fit is not the one
     patch = Patch(
         repo=address.repo,
+        owner=address.repo.partition("/")[0],
         sha=facts.sha,
         kind=adapter.kind,
         portability=adapter.portability,

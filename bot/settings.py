@@ -3,34 +3,59 @@
 The Hub's own HF_ENDPOINT, HF_TOKEN and HF_HOME are read by huggingface_hub, as everywhere.
 """
 
+import os
+import re
+import socket
+from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="PORTLLM_")
+    # Where systemd puts credentials: a secret need not be in the environment.
+    model_config = SettingsConfigDict(
+        env_prefix="PORTLLM_", secrets_dir=os.environ.get("CREDENTIALS_DIRECTORY")
+    )
 
     home: Path = Field(
         default_factory=lambda: Path.home() / ".local/share/portllm",
         description="Where the registry, the bot's memory and its work folders live.",
     )
     database_url: str | None = Field(
-        default=None, description="The registry's SQLAlchemy URL; a SQLite file in `home` if unset."
+        default=None,
+        description="`postgresql://...`, for many workers; SQLite files in `home` if unset.",
     )
     poll_seconds: float = Field(
         default=300.0, gt=0, description="Seconds between two looks at a followed base."
     )
 
+    pushes_per_hour: int = Field(
+        default=60, gt=0, description="Ports that are pushed to the Hub per hour, at most."
+    )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes, on other machines, may work on the same records."""
+        return self.registry_url.startswith("postgresql")
+
     @property
     def registry_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'registry.db'}"
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", self.database_url)
 
     @property
     def memory_url(self) -> str:
         """Where DBOS keeps the state of its workflows."""
-        return f"sqlite:///{self.home / 'workflows.db'}"
+        return self.registry_url if self.is_shared else f"sqlite:///{self.home / 'workflows.db'}"
+
+    @cached_property
+    def worker(self) -> str:
+        """The name of this process among the workers; alone, it is its own successor."""
+        return f"{socket.gethostname()[:40]}-{uuid4().hex[:12]}" if self.is_shared else "local"
 
     @property
     def lm_eval(self) -> Path:

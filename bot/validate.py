@@ -17,7 +17,7 @@ from judging.evidence import Evidence, Slice
 from judging.guard import guard
 from judging.task import Task, read_task
 from registry.models import Score
-from registry.records import save_score
+from registry.ports import save_score
 
 # Everything whose version may change a score.
 SCORER = f"{ENGINE}, transformers {version('transformers')}, lm-eval {version('lm-eval')}"

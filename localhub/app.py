@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -27,7 +26,9 @@ from localhub import (
 )
 from localhub.auth import Access
 from localhub.faults import FaultMiddleware, Faults
-from localhub.hub import Call, api, open_hub, route, web
+from localhub.hub import Call, Hub, api, route, web
+from localhub.job_api import job_routes
+from localhub.limits import LimitMiddleware, Limits
 from localhub.repos import KINDS
 from localhub.traffic import Traffic, TrafficMiddleware
 from localhub.web import pages
@@ -86,6 +87,7 @@ def _repo_routes() -> list[BaseRoute]:
         *api("/discussions", discussions.post, "POST", CONTRIBUTE),
         *api("/discussions/{num}", discussions.details, "GET", CONTENT),
         *api("/discussions/{num}/comment", discussions.comment, "POST", CONTRIBUTE),
+        *api("/discussions/{num}/comment/{id}/edit", discussions.edit_comment, "POST", CONTRIBUTE),
         *api("/discussions/{num}/status", discussions.change_status, "POST", CONTRIBUTE),
         *api("/discussions/{num}/title", discussions.change_title, "POST", CONTRIBUTE),
         *api("/discussions/{num}/merge", discussions.merge, "POST", WRITE),
@@ -118,10 +120,13 @@ class RawPath:
 
 
 def create_app(
-    root: Path, *, faults: Faults | None = None, traffic: Traffic | None = None
+    hub: Hub,
+    *,
+    faults: Faults | None = None,
+    traffic: Traffic | None = None,
+    limits: Limits | None = None,
 ) -> Starlette:
-    """The hub kept in the folder `root`, which is made if need be."""
-    hub = open_hub(root)
+    """The application that serves `hub`."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -131,6 +136,7 @@ def create_app(
     app = Starlette(
         routes=[
             *_account_routes(),
+            *job_routes(),
             *lfs.ROUTES,
             *_repo_routes(),
             *xet_routes(hub),
@@ -140,6 +146,7 @@ def create_app(
         middleware=[
             Middleware(RawPath),
             *([Middleware(TrafficMiddleware, traffic)] if traffic is not None else []),
+            *([Middleware(LimitMiddleware, limits)] if limits is not None else []),
             Middleware(FaultMiddleware, faults or Faults()),
         ],
         exception_handlers={errors.HubError: errors.answer},

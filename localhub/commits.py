@@ -11,6 +11,7 @@ from localhub.errors import HubError, revision_not_found
 from localhub.files import timestamp
 from localhub.git import git
 from localhub.hub import Call
+from localhub.moves import STALE, move_ref
 from localhub.paging import page
 from localhub.repos import Repo
 from localhub.tree import resolve
@@ -50,10 +51,10 @@ def commit(call: Call) -> dict[str, Any]:
     with repo.lock:
         head = resolve(repo.path, ref)
         if header.parent and not head.startswith(header.parent):
-            raise HubError(412, writing.STALE)
+            raise HubError(412, STALE)
         changes = writing.plan(repo.path, head, operations)
         sha = writing.write(repo.path, head, changes, header.message, user)
-        writing.move_ref(repo.path, ref, sha, head)
+        move_ref(repo.path, ref, sha, head)
         if number is not None:
             discussions.add_commit(call, number, header.summary, sha)
     call.hub.webhooks.content_changed(repo, call.base, [(ref, head, sha)])
@@ -88,9 +89,8 @@ def history(repo: Repo, commit: str, limit: int | None = None) -> list[dict[str,
 
 def list_commits(call: Call) -> Response:
     """GET commits/{rev}[?expand[]=formatted]"""
-    shown, headers = page(
-        call, history(call.repo, resolve(call.repo.path, call.param("rev"))), PAGE
-    )
+    commit = resolve(call.repo.path, call.param("rev"), call.stale)
+    shown, headers = page(call, history(call.repo, commit), PAGE)
     if "formatted" in call.queries("expand"):
         for each in shown:
             each["formatted"] = {key: html.escape(each[key]) for key in ("title", "message")}

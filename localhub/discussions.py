@@ -6,12 +6,13 @@ A pull request N is the ref `refs/pr/N`; what it would change is the diff from i
 import secrets
 from typing import Any
 
-from localhub import cards, writing
+from localhub import cards
 from localhub.auth import Access, User, authorize
 from localhub.errors import HubError
 from localhub.files import now, read_json, write_json
 from localhub.git import git, run
 from localhub.hub import Call
+from localhub.moves import move_ref
 from localhub.paging import number
 from localhub.repos import Repo
 from localhub.tree import resolve
@@ -92,7 +93,7 @@ def create(
             if status == "open":
                 data = {"subject": title, "oid": pull_request}
                 discussion["events"].append(_event(user, "commit", data))
-            writing.move_ref(repo.path, f"refs/pr/{num}", pull_request, None)
+            move_ref(repo.path, f"refs/pr/{num}", pull_request, None)
         _save(repo, discussion)
     call.hub.webhooks.discussed(repo, call.base, discussion, "create")
     if pull_request is not None:
@@ -123,7 +124,7 @@ def list_all(call: Call) -> dict[str, Any]:
     kind, status, author = call.query("type"), call.query("status"), call.query("author")
     shown = [
         each
-        for each in all_of(call.repo)
+        for each in all_of(call.repo)[call.stale :]
         if (kind in ("", "all") or (kind == "pull_request") == each["isPullRequest"])
         and (status in ("", "all") or (status == "open") == (each["status"] in ("open", "draft")))
         and (not author or each["author"]["name"] == author)
@@ -182,6 +183,25 @@ def comment(call: Call) -> dict[str, Any]:
     return {"newMessage": event}
 
 
+def edit_comment(call: Call) -> dict[str, Any]:
+    """POST discussions/{N}/comment/{id}/edit `{content}`, by who wrote it"""
+    text = call.field("content")
+    with call.repo.lock:
+        discussion = load(call.repo, call.param("num"))
+        comments = [event for event in discussion["events"] if event["type"] == "comment"]
+        event = next((each for each in comments if each["id"] == call.param("id")), None)
+        if event is None:
+            raise HubError(404, f"There is no comment {call.param('id')} in this discussion")
+        if event["author"]["name"] != call.writer.name:
+            raise HubError(403, "A comment can be edited by its author only")
+        data = event["data"]
+        data["history"].append(data["latest"])
+        data |= {"edited": True, "latest": _comment(call, text)["data"]["latest"]}
+        _save(call.repo, discussion)
+    call.hub.webhooks.commented(call.repo, call.base, discussion, event, "update")
+    return {"updatedComment": event}
+
+
 def _append(call: Call, *events: dict[str, Any], **changes: Any) -> Discussion:
     with call.repo.lock:
         discussion = load(call.repo, call.param("num"))
@@ -190,7 +210,7 @@ def _append(call: Call, *events: dict[str, Any], **changes: Any) -> Discussion:
         _save(call.repo, discussion)
     for event in events:
         if event["type"] == "comment":
-            call.hub.webhooks.commented(call.repo, call.base, discussion, event)
+            call.hub.webhooks.commented(call.repo, call.base, discussion, event, "create")
     if changes:
         call.hub.webhooks.discussed(call.repo, call.base, discussion, "update")
     return discussion
@@ -247,7 +267,7 @@ def merge(call: Call) -> dict[str, Any]:
         identity = {"GIT_AUTHOR_NAME": user.name, "GIT_COMMITTER_NAME": user.name}
         args = ("commit-tree", tree, "-p", head, "-F", "-")
         sha = git(repo.path, *args, stdin=message, env=identity).decode().strip()
-        writing.move_ref(repo.path, ref, sha, head)
+        move_ref(repo.path, ref, sha, head)
         event = _event(user, "status-change", {"status": "merged"})
         changes = {**discussion["changes"], "mergeCommitId": sha}
         _append(call, *_remark(call), event, status="merged", changes=changes)

@@ -8,13 +8,16 @@ import anyio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+STALE_SCOPE = "localhub.stale"  # where a request carries how far its answer lags behind
+
 
 @dataclass
 class Fault:
     """What happens to the next `times` requests whose method and path match.
 
     The request waits `delay` seconds; then `status` answers it, or `cut` ends the connection after
-    so many bytes of the real answer's body.
+    so many bytes of the real answer's body. With `stale`, a GET or HEAD is answered as before the
+    last so many moves of the repository's refs: commits, new and deleted branches and tags.
     """
 
     path: re.Pattern[str]
@@ -24,6 +27,11 @@ class Fault:
     headers: dict[str, str]
     delay: float
     cut: int | None
+    stale: int
+
+    def fits(self, method: str, path: str) -> bool:
+        reads = method in ("GET", "HEAD") or not self.stale
+        return reads and self.method in (None, method) and bool(self.path.search(path))
 
 
 @dataclass
@@ -43,9 +51,11 @@ class Faults:
         headers: dict[str, str] | None = None,
         delay: float = 0.0,
         cut: int | None = None,
+        stale: int = 0,
     ) -> None:
         """`path` is a regular expression searched for in the raw request path."""
-        fault = Fault(re.compile(path), method, times, status, headers or {}, delay, cut)
+        pattern = re.compile(path)
+        fault = Fault(pattern, method, times, status, headers or {}, delay, cut, stale)
         with self._lock:
             self._rules.append(fault)
 
@@ -57,7 +67,7 @@ class Faults:
         """The first fault that fits, used up by one."""
         with self._lock:
             for fault in self._rules:
-                if fault.times > 0 and fault.method in (None, method) and fault.path.search(path):
+                if fault.times > 0 and fault.fits(method, path):
                     fault.times -= 1
                     return fault
         return None
@@ -82,7 +92,7 @@ class FaultMiddleware:
         elif fault.cut is not None:
             await self._cut(fault.cut, scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._app({**scope, STALE_SCOPE: fault.stale}, receive, send)
 
     async def _cut(self, left: int, scope: Scope, receive: Receive, send: Send) -> None:
         """Drop all but the first bytes. With the end of the body missing, the server hangs up."""

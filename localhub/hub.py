@@ -16,6 +16,8 @@ from starlette.routing import Route
 from localhub.auth import Access, Tokens, User, authenticate, authorize, check_writer
 from localhub.blobs import BlobStore
 from localhub.errors import HubError
+from localhub.faults import STALE_SCOPE
+from localhub.jobs import Jobs
 from localhub.repos import KINDS, URL_PREFIX, Repo, RepoStore
 from localhub.webhooks import Webhooks
 
@@ -30,16 +32,19 @@ class Hub:
     tokens: Tokens
     repos: RepoStore
     webhooks: Webhooks
+    jobs: Jobs
     xet: Path
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
 
 def open_hub(root: Path) -> Hub:
+    jobs = Jobs(root)
     return Hub(
         blobs=BlobStore(root / "lfs"),
         tokens=Tokens(root),
         repos=RepoStore(root / "repos"),
-        webhooks=Webhooks(root),
+        webhooks=Webhooks(root, jobs),
+        jobs=jobs,
         xet=root / "xet",  # on the file system of the blobs
     )
 
@@ -74,6 +79,11 @@ class Call:
     def base(self) -> str:
         """The endpoint as the client wrote it, without a slash at the end."""
         return str(self.request.base_url).rstrip("/")
+
+    @property
+    def stale(self) -> int:
+        """How many moves of the refs this request is not to see yet: a fault to order."""
+        return int(self.request.scope.get(STALE_SCOPE, 0))
 
     def param(self, name: str) -> str:
         """A part of the path, percent-decoded (routes match the raw path)."""

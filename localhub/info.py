@@ -1,17 +1,26 @@
 """What the Hub tells about a repository, most of it derived from the README's metadata."""
 
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from localhub import cards
 from localhub.files import timestamp
-from localhub.git import git
+from localhub.git import git, read_blobs
 from localhub.hub import Call
 from localhub.repos import Repo
-from localhub.tree import entries, read_file, resolve
+from localhub.tree import entries, resolve
+
+_KNOWN = 1 << 14  # commits whose description is kept: a list shows thousands of repositories
+_SOURCES = ("README.md", "config.json", "adapter_config.json")
+_FROM_FILES = frozenset(
+    ("cardData", "config", "library_name", "pipeline_tag", "baseModels", "tags")
+)
+_COMMITTER = re.compile(rb"^committer .*> (\d+)", re.MULTILINE)
 
 
 def _strings(value: object) -> list[str]:
@@ -19,23 +28,37 @@ def _strings(value: object) -> list[str]:
     return [item for item in items if isinstance(item, str) and item]
 
 
-def _json(git_dir: Path, commit: str, path: str) -> dict[str, Any]:
+def _json(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(read_file(git_dir, commit, path) or b"{}")
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(_KNOWN)
+def last_modified(git_dir: Path, commit: str) -> str:
+    """The date of a commit, read without a process unless git has packed it."""
+    loose = git_dir / "objects" / commit[:2] / commit[2:]
+    packed = not loose.exists()
+    text = read_blobs(git_dir, [commit])[0] if packed else zlib.decompress(loose.read_bytes())
+    found = _COMMITTER.search(text)
+    assert found, f"{commit} is no commit"
+    return timestamp(int(found[1]))
+
+
+@lru_cache(_KNOWN)
 def _described(git_dir: Path, commit: str) -> dict[str, Any]:
-    """The part of the answer that depends on the commit alone. Do not change it."""
+    """The part of the answer that the commit's files tell. Do not change it."""
+    names = git(git_dir, "ls-tree", "-r", "-z", "--name-only", commit).decode().split("\0")
+    sources = [name for name in _SOURCES if name in names]
+    contents = read_blobs(git_dir, [f"{commit}:{name}" for name in sources]) if sources else []
+    content = dict(zip(sources, contents, strict=True))
     try:
-        text = (read_file(git_dir, commit, "README.md") or b"").decode(errors="replace")
-        card = cards.metadata(text)
+        card = cards.metadata(content.get("README.md", b"").decode(errors="replace"))
     except ValueError:
         card = {}  # pushed past the validation: the Hub shows such a card without metadata
-    config, adapter = (_json(git_dir, commit, f) for f in ("config.json", "adapter_config.json"))
+    config, adapter = (_json(content.get(name, b"{}")) for name in _SOURCES[1:])
     shown: dict[str, Any] = {
         key: config[key] for key in ("architectures", "model_type") if key in config
     }
@@ -47,7 +70,6 @@ def _described(git_dir: Path, commit: str) -> dict[str, Any]:
         library = "peft" if adapter else "transformers" if "model_type" in config else None
     pipeline = card.get("pipeline_tag")
     bases = _strings(card.get("base_model"))
-    names = list(entries(git_dir, commit))
     relation = _relation(card, bool(adapter), bases, names)
     return {
         "cardData": card,
@@ -58,7 +80,6 @@ def _described(git_dir: Path, commit: str) -> dict[str, Any]:
         if bases
         else None,
         "tags": list(dict.fromkeys(_tags(card, library, shown, names, relation))),
-        "lastModified": timestamp(int(git(git_dir, "log", "-1", "--format=%ct", commit))),
     }
 
 
@@ -96,10 +117,15 @@ def _tags(
     yield "region:us"
 
 
-def describe(repo: Repo, commit: str, *, blobs: bool = False) -> dict[str, Any]:
-    """Everything known about a revision of a repository, under the Hub's names."""
+def describe(
+    repo: Repo, commit: str, keys: Collection[str] | None = None, *, blobs: bool = False
+) -> dict[str, Any]:
+    """What is known about a revision of a repository, under the Hub's names.
+
+    With `keys` only those and the id; what they do not need is not read.
+    """
     settings = repo.settings
-    return {
+    described: dict[str, Any] = {
         "_id": settings["_id"],
         "id": repo.id,
         "author": repo.namespace,
@@ -110,11 +136,18 @@ def describe(repo: Repo, commit: str, *, blobs: bool = False) -> dict[str, Any]:
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        **_described(repo.path, commit),
         **({"sdk": settings["sdk"]} if repo.kind == "space" else {}),
         **({"modelId": repo.id} if repo.kind == "model" else {}),
-        "siblings": _siblings(repo, commit, blobs),
     }
+    if keys is None or "lastModified" in keys:
+        described["lastModified"] = last_modified(repo.path, commit)
+    if keys is None or not _FROM_FILES.isdisjoint(keys):
+        described |= _described(repo.path, commit)
+    if keys is None or "siblings" in keys:
+        described["siblings"] = _siblings(repo, commit, blobs)
+    if keys is None:
+        return described
+    return {key: value for key, value in described.items() if key in {"_id", "id", *keys}}
 
 
 def _siblings(repo: Repo, commit: str, blobs: bool) -> list[dict[str, Any]]:
@@ -132,15 +165,8 @@ def _siblings(repo: Repo, commit: str, blobs: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def only(described: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """The fields asked for by `expand`; the id is always there."""
-    return {key: value for key, value in described.items() if key in {"_id", "id", *keys}}
-
-
 def info(call: Call) -> dict[str, Any]:
     """GET /api/{T}/{id}[/revision/{rev}]?blobs=&expand="""
     revision = call.param("rev") if "rev" in call.request.path_params else "main"
-    commit = resolve(call.repo.path, revision)
-    described = describe(call.repo, commit, blobs=call.flag("blobs"))
-    expand = call.queries("expand")
-    return only(described, expand) if expand else described
+    commit = resolve(call.repo.path, revision, call.stale)
+    return describe(call.repo, commit, call.queries("expand") or None, blobs=call.flag("blobs"))

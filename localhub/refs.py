@@ -2,27 +2,18 @@
 
 from typing import Any
 
-from localhub import writing
 from localhub.commits import branch_ref
 from localhub.errors import HubError, revision_not_found
 from localhub.git import git, run
 from localhub.hub import Call
+from localhub.moves import list_refs, move_ref, record, refs_before
 from localhub.repos import Repo
 from localhub.tree import is_revision, resolve
 
 
-def list_refs(repo: Repo) -> dict[str, str]:
-    """Every ref below heads, tags and pr with its commit (annotated tags are peeled)."""
-    fields = "%(refname)%00%(objectname)%00%(*objectname)"
-    patterns = ("refs/heads", "refs/tags", "refs/pr")
-    lines = git(repo.path, "for-each-ref", f"--format={fields}", *patterns).decode().splitlines()
-    parts = (line.split("\0") for line in lines)
-    return {name: peeled or oid for name, oid, peeled in parts}
-
-
 def refs(call: Call) -> dict[str, Any]:
     """GET refs[?include_prs=1]"""
-    known = list_refs(call.repo)
+    known, _ = refs_before(call.repo.path, call.stale)
 
     def below(prefix: str) -> list[dict[str, str]]:
         return [
@@ -55,9 +46,9 @@ def create_branch(call: Call) -> dict[str, Any]:
     _check(call.repo, ref, name)
     start = resolve(call.repo.path, str(call.json().get("startingPoint") or "main"))
     with call.repo.lock:
-        if ref in list_refs(call.repo):
+        if ref in list_refs(call.repo.path):
             raise HubError(409, f"Reference already exists: {ref}")
-        writing.move_ref(call.repo.path, ref, start, None)
+        move_ref(call.repo.path, ref, start, None)
     return _changed(call, ref, None, start)
 
 
@@ -77,12 +68,13 @@ def create_tag(call: Call) -> dict[str, Any]:
     target = resolve(call.repo.path, call.param("ref"))
     message = call.json().get("message")
     with call.repo.lock:
-        if ref in list_refs(call.repo):
+        if ref in list_refs(call.repo.path):
             raise HubError(409, f"Tag reference exists already: {ref}")
         if message:
             git(call.repo.path, "tag", "-a", "-F", "-", "--", name, target, stdin=message.encode())
+            record(call.repo.path, ref, None, target)
         else:
-            writing.move_ref(call.repo.path, ref, target, None)
+            move_ref(call.repo.path, ref, target, None)
     return _changed(call, ref, None, target)
 
 
@@ -94,10 +86,11 @@ def delete_tag(call: Call) -> dict[str, Any]:
 
 def _delete(call: Call, ref: str, name: str) -> dict[str, Any]:
     with call.repo.lock:
-        old = list_refs(call.repo).get(ref)
+        old = list_refs(call.repo.path).get(ref)
         if old is None:
             raise revision_not_found(name)
         git(call.repo.path, "update-ref", "-d", ref)
+        record(call.repo.path, ref, old, None)
     return _changed(call, ref, old, None)
 
 
@@ -109,5 +102,5 @@ def super_squash(call: Call) -> dict[str, Any]:
         tree = f"{head}^{{tree}}"
         sha = git(call.repo.path, "commit-tree", tree, "-F", "-", stdin=message.encode())
         new = sha.decode().strip()
-        writing.move_ref(call.repo.path, ref, new, head)
+        move_ref(call.repo.path, ref, new, head)
     return _changed(call, ref, head, new)

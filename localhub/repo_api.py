@@ -6,6 +6,7 @@ from localhub import writing
 from localhub.auth import Access, authorize
 from localhub.errors import HubError
 from localhub.hub import Call
+from localhub.moves import MAIN, move_ref
 from localhub.repos import KINDS, Repo
 
 
@@ -53,7 +54,7 @@ def create(call: Call) -> dict[str, Any]:
 def _initial_commit(repo: Repo) -> None:
     attributes = writing.Change(writing.ATTRIBUTES, writing.default_attributes())
     sha = writing.write(repo.path, None, [attributes], "initial commit\n", None)
-    writing.move_ref(repo.path, "refs/heads/main", sha, None)
+    move_ref(repo.path, MAIN, sha, None)
 
 
 def _owned(call: Call, repo_id: str) -> Repo:

@@ -106,8 +106,11 @@ class RepoStore:
             return None
         return repo if repo.path.is_dir() else None
 
-    def list(self, kind: str) -> Iterator[Repo]:
-        for path in sorted((self._root / KINDS[kind]).glob("*/*.git")):
+    def list(self, kind: str, namespace: str = "") -> Iterator[Repo]:
+        """Those of a kind by name, or those of it in one namespace."""
+        if namespace and not _NAME.fullmatch(namespace):
+            return
+        for path in sorted((self._root / KINDS[kind]).glob(f"{namespace or '*'}/*.git")):
             yield self._repo(kind, f"{path.parent.name}/{path.stem}")
 
     def create(
@@ -124,13 +127,22 @@ class RepoStore:
             if repo.path.exists():
                 raise HubError(409, f"You already created this {kind} repo")
             staged = self._root / f".{uuid.uuid4().hex}"
-            git(staged, "init", "--quiet", "--bare", "--initial-branch=main", str(staged))
+            bare = ("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
+            git(staged, *bare, str(staged))
             initial = {"_id": secrets.token_hex(12), "createdAt": now(), **settings}
             write_json(staged / "localhub" / "settings.json", initial)
             fill(replace(repo, path=staged))
             repo.path.parent.mkdir(parents=True, exist_ok=True)
             staged.rename(repo.path)
         return repo
+
+    def copy(self, repo: Repo, copy_id: str) -> None:
+        """Make a repository like `repo`. Raises `HubError` 409 when there is one already."""
+        copy = self._repo(repo.kind, copy_id)
+        if copy.path.exists():
+            raise HubError(409, f"There is already a {repo.kind} {copy_id}")
+        shutil.copytree(repo.path, copy.path, copy_function=shutil.copyfile)
+        copy.update_settings(_id=secrets.token_hex(12))
 
     def delete(self, repo: Repo) -> None:
         """Out of sight in one rename, then off the disk. Its large files stay in the blob store."""

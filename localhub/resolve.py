@@ -56,7 +56,7 @@ def raw(call: Call) -> Response:
 
 
 def _answer(call: Call, *, pointers: bool) -> Response:
-    commit = resolve(call.repo.path, call.param("rev"))
+    commit = resolve(call.repo.path, call.param("rev"), call.stale)
     path = call.param("path")
     entry = entries(call.repo.path, commit).get(path)
     if entry is None or entry.folder:

@@ -12,6 +12,7 @@ from localhub.errors import HubError, entry_not_found, revision_not_found
 from localhub.files import timestamp
 from localhub.git import git, read_blobs
 from localhub.hub import Call
+from localhub.moves import MAIN, refs_before
 from localhub.paging import page
 from localhub.xet import xet_hash
 
@@ -60,13 +61,21 @@ def is_revision(name: str) -> bool:
     return _REVISION.fullmatch(name) is not None and ".." not in name
 
 
-def resolve(git_dir: Path, revision: str) -> str:
-    """The commit a branch, tag, `refs/...` or (short) sha stands for. Raises `HubError` 404."""
+def resolve(git_dir: Path, revision: str, stale: int = 0) -> str:
+    """The commit a branch, tag, `refs/...` or (short) sha stands for. Raises `HubError` 404.
+
+    With `stale`, as it was before the last so many moves of the repository's refs.
+    """
     if not is_revision(revision):
         raise revision_not_found(revision)
     names = [f"refs/heads/{revision}", f"refs/tags/{revision}", revision]
     if _SHA.fullmatch(revision):  # no branch can pass for a commit someone has pinned
         names = [revision]
+    if stale:
+        refs, unseen = refs_before(git_dir, stale)
+        refs["HEAD"] = refs[MAIN]
+        pinned = [revision] if _SHA.fullmatch(revision) and revision not in unseen else []
+        names = [refs[name] for name in names if name in refs] or pinned
     questions = "".join(f"{name}^{{commit}}\n" for name in names).encode()
     for line in git(git_dir, "cat-file", "--batch-check", stdin=questions).splitlines():
         parts = line.split()
@@ -139,7 +148,7 @@ def _rows(call: Call, commit: str, shown: list[Entry], expand: bool) -> list[dic
 
 def tree(call: Call) -> Response:
     """GET tree/{rev}[/{path}]?recursive=&expand="""
-    commit = resolve(call.repo.path, call.param("rev"))
+    commit = resolve(call.repo.path, call.param("rev"), call.stale)
     known = entries(call.repo.path, commit)
     folder = call.param("path").strip("/") if "path" in call.request.path_params else ""
     if folder and not (folder in known and known[folder].folder):

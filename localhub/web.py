@@ -19,8 +19,8 @@ from localhub.git import git
 from localhub.hub import Call, route, web
 from localhub.info import describe
 from localhub.listing import visible
-from localhub.refs import list_refs
-from localhub.repos import KINDS, URL_PREFIX, Repo
+from localhub.moves import list_refs, main_head
+from localhub.repos import KINDS, Repo
 from localhub.tree import entries, read_file, resolve
 
 _MAX_TEXT = 1 << 20  # characters of a file or diff that are shown
@@ -47,10 +47,14 @@ def _page(template: str, **values: Any) -> Response:
 
 
 def _index(call: Call) -> Response:
-    lists = {plural: visible(call, kind) for kind, plural in KINDS.items()}
-    for kind, plural in KINDS.items():
-        for row in lists[plural]:
-            row["web_path"] = f"{URL_PREFIX[kind]}{row['id']}"
+    keys = ("private", "tags", "lastModified")
+    lists = {
+        plural: [
+            {**describe(repo, main_head(repo.path), keys), "web_path": repo.web_path}
+            for repo in visible(call, kind)
+        ]
+        for kind, plural in KINDS.items()
+    }
     return _page("index", lists=lists)
 
 
@@ -70,7 +74,9 @@ def _repo(call: Call) -> Response:
         card=_readme(repo, commit),
         files=[entry for entry in entries(repo.path, commit).values() if not entry.folder],
         commits=history(repo, commit, limit=20),
-        refs={ref: sha for ref, sha in list_refs(repo).items() if not ref.startswith("refs/pr/")},
+        refs={
+            ref: sha for ref, sha in list_refs(repo.path).items() if not ref.startswith("refs/pr/")
+        },
     )
 
 

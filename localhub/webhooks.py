@@ -1,35 +1,58 @@
 """Webhooks: kept in `webhooks.json`, delivered by worker threads that try a few times.
 
-What waits for delivery is in memory: a webhook is a hint, and a restart loses it.
+What waits for delivery is in memory: a webhook is a hint, and a restart loses it. A webhook that
+names a job instead of an address has one recorded for each event.
 """
 
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 
 from localhub.files import read_json, write_json
-from localhub.git import git
+from localhub.jobs import JOBS, Jobs
+from localhub.moves import main_head
 from localhub.repos import Repo
 
 Moved = tuple[str, str | None, str | None]  # ref, old sha, new sha
 BACKOFF = (0.5, 2.0, 8.0)  # seconds before each further try
 
 
-class Webhooks:
-    """Every webhook as `{id, user, url, watched, domains, secret, disabled}`."""
+@dataclass(frozen=True)
+class Delivery:
+    """What one webhook is to be told of one event; the `id` is that of all its copies and tries."""
 
-    def __init__(self, root: Path) -> None:
+    hook: dict[str, Any]
+    payload: dict[str, Any]
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+
+
+def _at_once(_: Delivery) -> Sequence[float]:
+    return (0.0,)
+
+
+class Webhooks:
+    """Every webhook as `{id, user, url or job, watched, domains, secret, disabled}`.
+
+    `plan` may be replaced, for tests of receivers: it is asked about every delivery, in the order
+    of the events, and names the seconds to wait before each copy that is sent. None drops the
+    delivery, two duplicate it, and unequal waits reorder what is sent.
+    """
+
+    def __init__(self, root: Path, jobs: Jobs) -> None:
+        self.plan: Callable[[Delivery], Sequence[float]] = _at_once
+        self._jobs = jobs
         self._path = root / "webhooks.json"
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._workers = ThreadPoolExecutor(4, thread_name_prefix="webhook")
+        self._workers = ThreadPoolExecutor(16, thread_name_prefix="webhook")
 
     def close(self) -> None:
         self._closing.set()
@@ -55,7 +78,8 @@ class Webhooks:
 
     def config_changed(self, repo: Repo, base: str, updated: dict[str, Any]) -> None:
         event = {"action": "update", "scope": "repo.config"}
-        self._send(repo, base, event, {"updatedConfig": updated})
+        told = {key: value for key, value in updated.items() if key == "private"}
+        self._send(repo, base, event, {"updatedConfig": told})
 
     def content_changed(self, repo: Repo, base: str, moved: Iterable[Moved]) -> None:
         """Refs moved. A sha is None where the ref did not exist before or does not any more."""
@@ -68,7 +92,12 @@ class Webhooks:
         self._send(repo, base, {"action": action, "scope": "discussion"}, {"discussion": shown})
 
     def commented(
-        self, repo: Repo, base: str, discussion: dict[str, Any], comment: dict[str, Any]
+        self,
+        repo: Repo,
+        base: str,
+        discussion: dict[str, Any],
+        comment: dict[str, Any],
+        action: str,
     ) -> None:
         shown = _discussion(repo, base, discussion)
         more = {
@@ -81,18 +110,32 @@ class Webhooks:
                 "url": {"web": f"{shown['url']['web']}#{comment['id']}"},
             },
         }
-        self._send(repo, base, {"action": "create", "scope": "discussion.comment"}, more)
+        self._send(repo, base, {"action": action, "scope": "discussion.comment"}, more)
 
     def _send(self, repo: Repo, base: str, event: dict[str, str], more: dict[str, Any]) -> None:
         domain = event["scope"].split(".")[0]
         hooks = [hook for hook in read_json(self._path, []) if _watches(hook, repo, domain)]
         if hooks:
             payload = {"event": event, "repo": _repo(repo, base), **more}
+            if domain == "repo":  # the Hub tells it in no other event
+                payload["repo"]["headSha"] = main_head(repo.path)
             for hook in hooks:
-                self._workers.submit(self._deliver, hook, payload)
+                told = {**payload, "webhook": {"id": hook["id"], "version": 3}}
+                delivery = Delivery(hook, told)
+                for wait in self.plan(delivery):
+                    self._workers.submit(self._later, delivery, wait)
 
-    def _deliver(self, hook: dict[str, Any], payload: dict[str, Any]) -> None:
-        body = json.dumps({**payload, "webhook": {"id": hook["id"], "version": 3}})
+    def _later(self, delivery: Delivery, seconds: float) -> None:
+        if not self._closing.wait(seconds):
+            self.deliver(delivery)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Send it now, and wait until it has arrived or several tries have failed."""
+        hook = delivery.hook
+        body = json.dumps(delivery.payload)
+        if hook.get("job"):
+            self._run(delivery, body)
+            return
         headers = {"Content-Type": "application/json"}
         if hook["secret"]:
             headers["X-Webhook-Secret"] = hook["secret"]
@@ -108,6 +151,19 @@ class Webhooks:
             if wait is None or self._closing.wait(wait):
                 return
 
+    def _run(self, delivery: Delivery, payload: str) -> None:
+        """Record the job an event starts (hub docs, "Webhooks Automation")."""
+        hook, repo = delivery.hook, delivery.payload["repo"]
+        told = {
+            "WEBHOOK_PAYLOAD": payload,
+            "WEBHOOK_REPO_ID": repo["name"],
+            "WEBHOOK_REPO_TYPE": repo["type"],
+            "WEBHOOK_ID": delivery.id,
+            **({"WEBHOOK_SECRET": hook["secret"]} if hook["secret"] else {}),
+        }
+        body = {**hook["job"], "environment": {**(hook["job"].get("environment") or {}), **told}}
+        self._jobs.add(JOBS, hook["jobOwner"], body, {"type": "webhook", "id": hook["id"]})
+
 
 def _watches(hook: dict[str, Any], repo: Repo, domain: str) -> bool:
     names = {repo.kind: repo.id, "user": repo.namespace, "org": repo.namespace}
@@ -121,7 +177,6 @@ def _watches(hook: dict[str, Any], repo: Repo, domain: str) -> bool:
 
 def _repo(repo: Repo, base: str) -> dict[str, Any]:
     settings = repo.settings
-    head = git(repo.path, "rev-parse", "refs/heads/main").decode().strip()
     return {
         "type": repo.kind,
         "name": repo.id,
@@ -129,7 +184,6 @@ def _repo(repo: Repo, base: str) -> dict[str, Any]:
         "private": settings["private"],
         "url": {"web": f"{base}/{repo.web_path}", "api": f"{base}/{repo.api_path}"},
         "owner": {"id": repo.namespace},
-        "headSha": head,
     }
 
 
@@ -160,5 +214,7 @@ def new_hook(user: str, namespaces: list[str]) -> dict[str, Any]:
         "namespaces": namespaces,
         "created": time.time(),
         "disabled": False,
+        "url": None,
+        "job": None,
         "secret": None,
     }

@@ -14,7 +14,7 @@ from typing import Any
 from localhub.auth import User
 from localhub.blobs import BlobStore
 from localhub.errors import HubError
-from localhub.git import EMAIL, NAME, git, run
+from localhub.git import EMAIL, NAME, git
 from localhub.repos import Repo
 from localhub.tree import entries, pointer, read_file
 
@@ -24,7 +24,6 @@ LFS_SUFFIXES = re.findall(
     "7z arrow bin bz2 ckpt ftz gguf gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb "
     "pickle pkl pt pth rar safetensors tar tflite tgz wasm xz zip zst",
 )
-STALE = "The branch was updated since you opened this page. Please refresh and try again."
 
 _BAD_PART = re.compile(
     r"\.{0,2}|\.git[ .]*|git~\d+|.*[\x00-\x1f\x7f\\\ud800-\udfff].*", re.IGNORECASE
@@ -183,13 +182,3 @@ def write(
     sha = git(git_dir, "fast-import", "--quiet", "--done", stdin=b"".join(stream)).decode().strip()
     git(git_dir, "update-ref", "-d", staging)
     return sha
-
-
-def move_ref(git_dir: Path, ref: str, new: str, old: str | None) -> None:
-    """Point `ref` at `new` if it is still at `old` (None: if it does not exist yet).
-
-    Raises `HubError` 412 when someone else was faster.
-    """
-    moved = run(git_dir, "update-ref", ref, new, old or "0" * 40)
-    if moved.returncode != 0:
-        raise HubError(412, STALE)

@@ -3,6 +3,8 @@
 Patch 1──* Subscription *──1 Base 1──* Release
                │                          │
                └────────*  Port  *────────┘        Score: one judged arm, recorded once
+                          │                        Worker: a process that works, and its pulse
+                          └──* Event               Control: what holds for all, such as a pause
 
 Refs were resolved before they came here: every `sha` is a full commit sha.
 """
@@ -11,7 +13,17 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -52,7 +64,8 @@ class Patch(Record):
     __table_args__ = (UniqueConstraint("repo", "sha"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    repo: Mapped[str] = mapped_column(index=True)
+    repo: Mapped[str]
+    owner: Mapped[str] = mapped_column(index=True)
     sha: Mapped[str]
     kind: Mapped[str]
     portability: Mapped[str]
@@ -63,56 +76,113 @@ class Patch(Record):
     added_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class Rule(StrEnum):
+    """What of `Base.repo` is followed, and what `Base.ref` says of it."""
+
+    REF = "ref"  # the commits of a branch, `ref`
+    TAGS = "tags"  # the tags of the repo that match `ref`, such as v*, in the order of versions
+    REPOS = "repos"  # the repos that match `repo`, such as org/Model-v0.*, in that order
+    TREE = "tree"  # the fine-tunes of the repo that have all of the Hub's tags in `ref`
+
+
 class Base(Record):
-    """A followed repo and ref, and the newest commit seen there."""
+    """What is followed, and the newest commit seen there: of the head repo, at the head ref.
+
+    A tree has no head: each fine-tune moves by itself, and stands where its last release was.
+    A commit that it was at before is `doubted` at first: a Hub may answer with what was.
+    """
 
     __tablename__ = "bases"
-    __table_args__ = (UniqueConstraint("repo", "ref"),)
+    __table_args__ = (UniqueConstraint("rule", "repo", "ref"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    repo: Mapped[str]
+    rule: Mapped[Rule] = mapped_column(String(8), default=Rule.REF)
+    repo: Mapped[str] = mapped_column(index=True)
     ref: Mapped[str]
+    head_repo: Mapped[str]
+    head_ref: Mapped[str]
     head_sha: Mapped[str]
     observed_at: Mapped[datetime] = mapped_column(default=now)
+    looked_at: Mapped[datetime | None]
+    changed_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None] = mapped_column(index=True)
+    doubted_sha: Mapped[str | None]
+    doubted_at: Mapped[datetime | None]
     problem: Mapped[str | None]
 
 
 class Release(Record):
-    """A new commit of a followed base, and what changed in it (null until classified)."""
+    """A step of a base, from a commit to another, and what changed (null until classified)."""
 
     __tablename__ = "releases"
-    __table_args__ = (UniqueConstraint("base_id", "sha"),)
+    __table_args__ = (
+        Index("ix_releases_base_id_id", "base_id", "id"),
+        Index(
+            "ix_releases_unclassified",
+            "id",
+            sqlite_where=text("change IS NULL"),
+            postgresql_where=text("change IS NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
+    from_repo: Mapped[str]
+    from_ref: Mapped[str]
     from_sha: Mapped[str]
+    repo: Mapped[str]
+    ref: Mapped[str]
     sha: Mapped[str]
     change: Mapped[str | None]
     reason: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(default=1)
+    due_at: Mapped[datetime | None]
     seen_at: Mapped[datetime] = mapped_column(default=now)
 
     base: Mapped[Base] = relationship()
+
+    @property
+    def name(self) -> str:
+        return f"{self.repo}@{self.sha[:7]}"
 
 
 class Subscription(Record):
     """A patch, what it follows, and where its ports go. Ended rather than deleted.
 
     `policy` is what a patch of class C means on a new base, null for every other one;
-    `verdict_policy` what a port has to prove, null for the defaults.
+    `verdict_policy` what a port has to prove, null for the defaults; `manners` when ports are made
+    (`bot.manners`). It started at `from_repo` at `from_sha`, and is settled on the base of its
+    last judged port.
     """
 
     __tablename__ = "subscriptions"
-    __table_args__ = (UniqueConstraint("patch_id", "base_id", "to_repo"),)
+    __table_args__ = (
+        UniqueConstraint("patch_id", "base_id", "to_repo"),
+        Index(
+            "ix_subscriptions_active",
+            "base_id",
+            "settled_repo",
+            "settled_sha",
+            "id",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     patch_id: Mapped[int] = mapped_column(ForeignKey("patches.id"))
     base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
-    to_repo: Mapped[str]
+    to_repo: Mapped[str] = mapped_column(index=True)
     form: Mapped[str]
     policy: Mapped[str | None]
     verdict_policy: Mapped[dict[str, Any] | None]
+    manners: Mapped[dict[str, Any] | None]
+    from_repo: Mapped[str]
     from_sha: Mapped[str]
+    settled_repo: Mapped[str]
+    settled_sha: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
+    paused_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
     patch: Mapped[Patch] = relationship()
@@ -120,35 +190,95 @@ class Subscription(Record):
 
 
 class PortState(StrEnum):
+    WAITING = "waiting"  # to be begun: `due_at` says from when on it may be
     QUEUED = "queued"
     RUNNING = "running"
+    JUDGED = "judged"  # to be published
     PUBLISHED = "published"
     ASKED = "asked"
     REJECTED = "rejected"
     REFUSED = "refused"
     FAILED = "failed"
+    DECLINED = "declined"  # its pull request was closed
+    SUPERSEDED = "superseded"  # a newer release came before it was begun
+    CANCELLED = "cancelled"
+    ROLLED_BACK = "rolled back"
+    WITHDRAWN = "withdrawn"
 
 
 class Port(Record):
-    """Patch x release -> artefact. `key` names its inputs, `job`; it is its workflow's id."""
+    """Patch x release -> artefact. `key` names its inputs, `job`.
+
+    The first attempt's workflow has the key as its id; `attempt` counts from 1. `made` are the
+    sha256 of what was judged.
+    """
 
     __tablename__ = "ports"
+    __table_args__ = (
+        UniqueConstraint("subscription_id", "release_id"),
+        Index(
+            "ix_ports_open",
+            "state",
+            "due_at",
+            sqlite_where=text("state IN ('waiting', 'queued', 'running', 'judged', 'asked')"),
+            postgresql_where=text("state IN ('waiting', 'queued', 'running', 'judged', 'asked')"),
+        ),
+    )
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     subscription_id: Mapped[int] = mapped_column(ForeignKey("subscriptions.id"))
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
     job: Mapped[dict[str, Any]]
-    state: Mapped[PortState] = mapped_column(String(16), default=PortState.QUEUED)
+    state: Mapped[PortState] = mapped_column(String(16), default=PortState.WAITING)
     step: Mapped[str | None]
     reason: Mapped[str]
+    attempt: Mapped[int] = mapped_column(default=1)
+    due_at: Mapped[datetime | None]
     evidence: Mapped[dict[str, Any] | None]
+    verdict: Mapped[dict[str, Any] | None]
+    made: Mapped[dict[str, Any] | None]
     url: Mapped[str | None]
     published_sha: Mapped[str | None]
+    published_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
 
     subscription: Mapped[Subscription] = relationship()
     release: Mapped[Release] = relationship()
+
+
+class Event(Record):
+    """A line of a port's log: a step begun, failed or done. `blame` is set on a failure."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    port_key: Mapped[str] = mapped_column(ForeignKey("ports.key"), index=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    attempt: Mapped[int]
+    step: Mapped[str | None]
+    blame: Mapped[str | None]
+    text: Mapped[str]
+
+
+class Worker(Record):
+    """A process that does work; one whose pulse has stopped has its work taken over."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    pulse_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Control(Record):
+    """What holds for everything, by name: `paused`, with the reason given."""
+
+    __tablename__ = "controls"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[dict[str, Any]]
+    set_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Score(Record):

@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.models import Port, Release, Subscription
+from registry.following import THERE_BEFORE, newest_release
+from registry.models import Base, Port, Release, Rule, Subscription
+from registry.ports import newest_port
 
 # What a change is called in `Release.change` when it moves no weights and asks nothing of anybody.
-QUIET = ("nothing", "metadata")
+OWN = "ours"
+QUIET = ("nothing", "metadata", OWN, THERE_BEFORE)
 UNREADABLE = "unreadable"
 
 
@@ -30,11 +33,14 @@ class Status:
 
 def status(session: Session, subscription: Subscription) -> Status:
     """Where `subscription` stands: the newest release that moved weights, or why there is none."""
-    patch, base = subscription.patch, subscription.base
+    patch = subscription.patch
     port, state, reason = _state(session, subscription)
+    if subscription.paused_at is not None and port is None:
+        state = "paused"
+        reason = f"Paused since {subscription.paused_at:%Y-%m-%d %H:%M} UTC. Before that: {reason}"
     return Status(
         patch=f"{patch.repo}@{patch.sha[:7]}",
-        follows=f"{base.repo}@{base.ref}",
+        follows=shown(subscription.base),
         to=subscription.to_repo,
         form=subscription.form,
         policy=subscription.policy,
@@ -45,49 +51,61 @@ def status(session: Session, subscription: Subscription) -> Status:
     )
 
 
+def shown(base: Base) -> str:
+    """What is followed, as a user writes it."""
+    if base.rule == Rule.REPOS:
+        return base.repo
+    name = f"tree:{base.repo}" if base.rule == Rule.TREE else base.repo
+    return f"{name}@{base.ref}" if base.ref else name
+
+
 def _state(session: Session, subscription: Subscription) -> tuple[Port | None, str, str]:
     base = subscription.base
-    releases = list(
-        session.scalars(
-            select(Release)
-            .where(Release.base == base, Release.seen_at >= subscription.created_at)
-            .order_by(Release.id)
-        )
-    )
-    port = session.scalar(
-        select(Port)
-        .where(Port.subscription == subscription, Port.release_id.in_(r.id for r in releases))
-        .order_by(Port.release_id.desc(), Port.created_at.desc())
-    )
+    port = newest_port(session, subscription)
+    newest = newest_release(session, base.id)
+    if newest is not None and newest.seen_at < subscription.created_at:
+        newest = None
     if base.problem is not None:
         before = f" Before that: {port.reason}" if port else ""
         return port, "blocked", base.problem + before
-    if releases and releases[-1].change is None:
-        return port, "classifying", f"{base.repo} moved to {releases[-1].sha[:7]}; looking at it."
-    loud = [release for release in releases if release.change not in QUIET]
-    if port is not None and (not loud or port.release_id >= loud[-1].id):
-        since = releases[-1]
-        return (
-            port,
-            port.state,
-            port.reason + (f" Since then: {since.reason}" if since.id > port.release_id else ""),
-        )
-    if not loud:
-        return None, "up to date", _quiet(subscription, releases)
-    state = "skipped" if loud[-1].change == UNREADABLE else "classifying"
-    return port, state, f"{base.repo}@{loud[-1].sha[:7]}: {loud[-1].reason}"
+    if newest is not None and newest.change is None:
+        waits = newest.reason or "looking at it."
+        return port, "classifying", f"{shown(base)} moved to {newest.name}; {waits}"
+    loud = _newest_loud(session, subscription)
+    if port is not None and (loud is None or port.release_id >= loud.id):
+        since = newest if newest is not None and newest.id > port.release_id else None
+        return port, port.state, port.reason + (f" Since then: {since.reason}" if since else "")
+    if loud is None:
+        return None, "up to date", _quiet(subscription, newest)
+    if loud.change == UNREADABLE:
+        return port, "skipped", f"{loud.name}: {loud.reason}"
+    return port, "classifying", f"{loud.name}: {loud.reason}"
 
 
-def _quiet(subscription: Subscription, releases: list[Release]) -> str:
+def _newest_loud(session: Session, subscription: Subscription) -> Release | None:
+    """The newest release since the subscription that moved weights, or could not be read."""
+    loud = select(Release).where(
+        Release.base_id == subscription.base_id,
+        Release.seen_at >= subscription.created_at,
+        Release.change.not_in(QUIET),
+    )
+    return session.scalars(loud.order_by(Release.id.desc()).limit(1)).first()
+
+
+def _quiet(subscription: Subscription, newest: Release | None) -> str:
     base, patch = subscription.base, subscription.patch
-    if releases:
-        return f"{base.repo}@{releases[-1].sha[:7]}: {releases[-1].reason}"
-    sentence = f"{base.repo} has not moved since {base.head_sha[:7]}"
-    if (base.repo, subscription.from_sha) != (patch.base_repo, patch.base_sha):
+    if newest is not None:
+        return f"{newest.name}: {newest.reason}"
+    if base.rule == Rule.TREE:
+        return f"There is no new fine-tune of {base.repo} yet."
+    stands = f"{base.head_repo}@{base.head_ref}"
+    sentence = f"{stands} has not moved since {base.head_sha[:7]}"
+    settled = (subscription.from_repo, subscription.from_sha)
+    if settled != (patch.base_repo, patch.base_sha):
         return (
             f"{sentence}, where it stood at subscription; the patch was trained on "
             f"{patch.base_repo}@{patch.base_sha[:7]}, so to have it on the present one, run: "
-            f"portllm port {base.repo} {patch.repo} --out DIR "
+            f"portllm port {base.head_repo} {patch.repo} --out DIR "
             f"--old {patch.base_repo}@{patch.base_sha[:7]} {_options(subscription)}"
         )
     return f"{sentence}, the revision that the patch was trained on."

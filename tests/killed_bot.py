@@ -7,7 +7,7 @@ from typing import Any
 
 from bot import workflow
 from bot.cli.sources import open_context
-from bot.watch import run_once
+from bot.run import run_once
 
 
 def main(step: str) -> None:

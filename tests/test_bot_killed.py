@@ -11,7 +11,7 @@ from tests.world import PORTED, World
 # With an evaluation the port is published, without one it is asked for; the latter is quicker.
 STEPS = [
     ("classify_release", "asked"),
-    ("create_port", "asked"),
+    ("create_ports", "asked"),
     ("plan_port", "asked"),
     ("make", "asked"),
     ("publish", "asked"),

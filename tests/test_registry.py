@@ -6,20 +6,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import func, inspect, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from porting.errors import UsageError
-from registry import records
-from registry.database import MIGRATIONS, Database
-from registry.models import Base, Patch, Port, PortState, Record, Release, Subscription
+from registry import following, ports, records
+from registry.database import Database, migrate
+from registry.following import DOUBT, Head
+from registry.models import Base, Patch, Port, PortState, Record, Release, Rule, Subscription, now
 from registry.status import Status, status
 
 OLD, NEW, NEWER = "a" * 40, "b" * 40, "c" * 40
@@ -29,8 +29,8 @@ BASE, PATCH, PORTED = "vendor/base", "owner/patch", "owner/ported"
 
 def new_patch(repo: str = PATCH, sha: str = PATCH_SHA, base_sha: str = OLD) -> Patch:
     return Patch(
-        repo=repo, sha=sha, kind="LoRA", portability="additive", base_repo=BASE, base_sha=base_sha,
-        license=None, evaluation={"name": "sides"},
+        repo=repo, owner=repo.split("/")[0], sha=sha, kind="LoRA", portability="additive",
+        base_repo=BASE, base_sha=base_sha, license=None, evaluation={"name": "sides"},
     )  # fmt: skip
 
 
@@ -49,12 +49,21 @@ def session(database: Database) -> Iterator[Session]:
 
 def subscribed(session: Session, head: str = OLD) -> Subscription:
     patch = records.add_patch(session, new_patch())
-    base = records.follow(session, BASE, "main", head)
+    base = follow(session, head)
     return records.subscribe(session, patch, base, PORTED, "adapter", None)
 
 
+def follow(session: Session, head: str) -> Base:
+    return following.follow(session, Rule.REF, BASE, "main", [Head(BASE, "main", head)])
+
+
+def observe(session: Session, base_id: int, sha: str) -> Release | None:
+    """The one release that it makes, if it makes one."""
+    return next(iter(following.observe(session, base_id, [Head(BASE, "main", sha)])), None)
+
+
 def released(session: Session, sha: str, change: str | None, reason: str = "A reason.") -> Release:
-    release = records.observe(session, session.scalars(select(Base)).one().id, sha)
+    release = observe(session, session.scalars(select(Base)).one().id, sha)
     assert release is not None
     release.change, release.reason = change, reason if change else None
     session.flush()
@@ -63,18 +72,10 @@ def released(session: Session, sha: str, change: str | None, reason: str = "A re
 
 def ported(session: Session, release: Release, state: PortState, key: str = "port-1") -> Port:
     subscription = session.scalars(select(Subscription)).one()
-    records.create_port(session, key, subscription.id, release.id, {"key": key})
-    records.update_port(session, key, state=state, reason=f"It is {state}.", url="http://hub/x")
+    ports.create_ports(session, release.id, {subscription.id: {"key": key}})
+    ports.update_port(session, key, state=state, reason=f"It is {state}.", url="http://hub/x")
     session.flush()
     return session.get_one(Port, key)
-
-
-def alembic(database: Database, action: str, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        getattr(command, action)(config, revision)
 
 
 def differences(database: Database) -> list[object]:
@@ -94,21 +95,41 @@ def test_migrations_give_exactly_the_models_schema(database: Database) -> None:
 
 
 def test_migrations_go_down_and_up_again(database: Database) -> None:
-    alembic(database, "downgrade", "base")
+    migrate(database.engine, "base", down=True)
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
     assert differences(database) != []
-    alembic(database, "upgrade", "head")
+    migrate(database.engine)
     assert differences(database) == []
 
 
 def test_a_subscription_of_the_first_schema_has_no_policy(database: Database) -> None:
     with database.session() as session:
         subscribed(session).policy = "freeze"
-    alembic(database, "downgrade", "0001")
-    alembic(database, "upgrade", "head")
+    migrate(database.engine, "0001", down=True)
+    migrate(database.engine)
     with database.session() as session:
         (kept,) = records.active_subscriptions(session)
         assert (kept.patch.repo, kept.form, kept.policy) == (PATCH, "adapter", None)
+
+
+def test_records_of_an_earlier_schema_say_the_same(database: Database) -> None:
+    with database.session() as session:
+        subscribed(session)
+        ported(session, released(session, NEW, "weights"), PortState.PUBLISHED)
+        released(session, NEWER, "weights")
+    migrate(database.engine, "0003", down=True)
+    migrate(database.engine)
+    with database.session() as session:
+        (kept,) = records.active_subscriptions(session)
+        assert (kept.patch.owner, kept.base.rule, kept.base.head_repo) == ("owner", "ref", BASE)
+        assert (kept.from_sha, kept.settled_repo, kept.settled_sha) == (OLD, BASE, NEW)
+        newest = following.newest_release(session, kept.base_id)
+        assert newest is not None and (newest.repo, newest.from_sha) == (BASE, NEW)
+        assert following.is_followed(session, kept.base_id)
+        with pytest.raises(IntegrityError):
+            session.delete(kept.base)  # foreign keys are looked after again
+            session.flush()
+        session.rollback()
 
 
 def test_opening_again_keeps_what_is_recorded(database: Database) -> None:
@@ -136,10 +157,10 @@ def test_a_writer_is_waited_for_and_readers_are_not_locked_out(database: Databas
 
     def write() -> None:
         with database.session() as other:
-            records.save_score(other, "later", {"correct": [1]})
+            ports.save_score(other, "later", {"correct": [1]})
 
     with database.session() as session:
-        records.save_score(session, "first", {"correct": [0]})
+        ports.save_score(session, "first", {"correct": [0]})
         session.flush()  # takes the write lock
         writer = threading.Thread(target=write)
         writer.start()
@@ -148,7 +169,7 @@ def test_a_writer_is_waited_for_and_readers_are_not_locked_out(database: Databas
     writer.join(timeout=60)
     assert not writer.is_alive()
     with database.session() as session:
-        records.save_score(session, "later", {"correct": [1]})  # again is no error
+        ports.save_score(session, "later", {"correct": [1]})  # again is no error
 
 
 def test_a_patch_is_recorded_once_and_never_with_another_base(session: Session) -> None:
@@ -171,17 +192,17 @@ def test_a_patch_is_found_by_repo_and_sha_prefix(session: Session) -> None:
 
 def test_observing_the_same_commit_again_changes_nothing(session: Session) -> None:
     base = subscribed(session).base
-    assert records.observe(session, base.id, OLD) is None
-    first = records.observe(session, base.id, NEW)
+    assert observe(session, base.id, OLD) is None
+    first = observe(session, base.id, NEW)
     assert first is not None and (first.from_sha, first.sha) == (OLD, NEW)
-    assert records.observe(session, base.id, NEW) is None
+    assert observe(session, base.id, NEW) is None
     assert base.head_sha == NEW and session.scalars(select(Release)).all() == [first]
 
 
 def test_observing_ends_a_problem(session: Session) -> None:
     base = subscribed(session).base
     base.problem = "The Hub is down."
-    records.observe(session, base.id, OLD)
+    observe(session, base.id, OLD)
     assert base.problem is None
 
 
@@ -211,7 +232,7 @@ def test_unsubscribing_ends_and_subscribing_takes_up_from_the_present_head(
     assert records.active_subscriptions(session) == []
     with pytest.raises(UsageError, match="no such subscription"):
         records.unsubscribe(session, PATCH, None)
-    base = records.follow(session, BASE, "main", NEW)
+    base = follow(session, NEW)
     again = records.subscribe(session, first.patch, base, PORTED, "adapter", None)
     assert again is first and again.ended_at is None and again.from_sha == NEW
 
@@ -219,13 +240,48 @@ def test_unsubscribing_ends_and_subscribing_takes_up_from_the_present_head(
 def test_a_port_is_created_once_and_closed_when_it_ends(session: Session) -> None:
     subscription = subscribed(session)
     release = released(session, NEW, "weights")
-    first = records.create_port(session, "port-1", subscription.id, release.id, {"key": "port-1"})
+    ports.create_ports(session, release.id, {subscription.id: {"key": "port-1"}})
+    first = session.get_one(Port, "port-1")
+    assert ports.due_ports(session, PortState.WAITING, now()) == [first]
     first.state = PortState.RUNNING
-    again = records.create_port(session, "port-1", subscription.id, release.id, {"key": "port-1"})
-    assert again is first and again.state == PortState.RUNNING
-    assert records.open_ports(session) == [first]
-    records.update_port(session, "port-1", state=PortState.REJECTED)
-    assert records.open_ports(session) == []
+    session.flush()
+    for key in ("port-1", "port-2"):  # the other: of a newer engine
+        ports.create_ports(session, release.id, {subscription.id: {"key": key}})
+    assert ports.ports_in(session, *PortState) == [first] and first.state == PortState.RUNNING
+    assert not ports.move_port(session, "port-1", PortState.QUEUED, PortState.RUNNING, "No.")
+    assert subscription.settled_sha == OLD
+    ports.update_port(session, "port-1", state=PortState.REJECTED)
+    assert subscription.settled_sha == NEW
+
+
+def test_a_commit_that_was_left_is_doubted_when_it_is_back(session: Session) -> None:
+    base = subscribed(session).base
+    released(session, NEW, "weights")
+    assert observe(session, base.id, OLD) is None  # what a stale read says
+    assert observe(session, base.id, NEW) is None and base.doubted_sha is None
+    assert observe(session, base.id, OLD) is None and base.head_sha == NEW
+    base.doubted_at = now() - DOUBT
+    back = observe(session, base.id, OLD)
+    assert back is not None and (back.from_sha, back.sha) == (NEW, OLD)
+    base.doubted_at = now() - DOUBT
+    assert observe(session, base.id, NEW) is None  # doubted anew
+    base.doubted_at = now() - DOUBT
+    again = observe(session, base.id, NEW)
+    assert again is not None and following.times_before(session, again) == 1
+
+
+def test_a_tree_moves_one_fine_tune_at_a_time(session: Session) -> None:
+    there, new = Head("a/one", "main", OLD), Head("b/two", "main", NEW)
+    base = following.follow(session, Rule.TREE, BASE, "medical", [there])
+    patch = records.add_patch(session, new_patch())
+    records.subscribe(session, patch, base, "owner/on-{name}", "adapter", None)
+    assert following.observe(session, base.id, [there]) == []
+    (release,) = following.observe(session, base.id, [there, new])
+    assert (release.from_repo, release.repo, release.sha) == (BASE, "b/two", NEW)
+    moved = Head("a/one", "main", NEWER)
+    (release,) = following.observe(session, base.id, [moved, new])
+    assert (release.from_sha, release.sha) == (OLD, NEWER)
+    assert following.observe(session, base.id, [there, new]) == []  # stale, or a force-push back
 
 
 def shown(session: Session) -> Status:
@@ -334,22 +390,22 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def moves(self) -> None:
-        records.observe(self.session, self.base.id, next(self.shas))
+        observe(self.session, self.base.id, next(self.shas))
 
     @rule(back=st.integers(0, 3))
     def moves_back(self, back: int) -> None:
         releases = self.session.scalars(select(Release).order_by(Release.id.desc())).all()
         sha = releases[back].sha if back < len(releases) else OLD
-        records.observe(self.session, self.base.id, sha)
+        observe(self.session, self.base.id, sha)
 
-    @precondition(lambda self: records.unclassified_releases(self.session))
+    @precondition(lambda self: following.unclassified_releases(self.session))
     @rule(
         change=st.sampled_from(
             ["nothing", "metadata", "weights", "tokenizer", "shapes", "architecture", "unreadable"]
         )
     )
     def classified(self, change: str) -> None:
-        release = records.unclassified_releases(self.session)[0]
+        release = following.unclassified_releases(self.session)[0]
         release.change, release.reason = change, f"The {change} changed."
 
     @precondition(lambda self: self.session.scalar(select(Release.id)))
@@ -357,8 +413,10 @@ class History(RuleBasedStateMachine):
     def ported(self, state: PortState, back: int) -> None:
         releases = self.session.scalars(select(Release).order_by(Release.id.desc())).all()
         release, key = releases[min(back, len(releases) - 1)], next(self.ports)
-        records.create_port(self.session, key, self.subscription.id, release.id, {"key": key})
-        records.update_port(self.session, key, state=state, reason=f"It is {state}.")
+        ports.create_ports(self.session, release.id, {self.subscription.id: {"key": key}})
+        one = select(Port).where(Port.release_id == release.id)
+        begun = self.session.scalars(one).one()
+        ports.update_port(self.session, begun.key, state=state, reason=f"It is {state}.")
 
     @rule()
     def fails(self) -> None:
@@ -371,7 +429,7 @@ class History(RuleBasedStateMachine):
 
     @rule(form=st.sampled_from(["adapter", "merged", "both"]))
     def resumed(self, form: str) -> None:
-        base = records.follow(self.session, BASE, "main", self.base.head_sha)
+        base = follow(self.session, self.base.head_sha)
         records.subscribe(self.session, self.subscription.patch, base, PORTED, form, None)
 
     @invariant()

@@ -43,10 +43,10 @@ PLAN: list[tuple[list[str], list[str]]] = [
     (FREE[:8], MAIN),
     (CORE[:3], ["wnli-0", "sst2-1", "tickets-1", "boolq-0"]),
     (CORE, MAIN),
+    (CORE, ["rte-0", "tickets-1", "wnli-0", "sst2-1", "boolq-0", "rte-1"]),
     (FREE, [*MAIN, "sst2-weak"]),
     (["has-tickets-1"], ["tickets-0"]),
     (FREE, ["sst2-1", "wnli-0"]),
-    (CORE, ["rte-0", "tickets-1", "wnli-0", "sst2-1", "boolq-0", "rte-1"]),
     (FREE, ["tickets-1", "rte-0"]),
 ]
 

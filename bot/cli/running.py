@@ -24,7 +24,7 @@ def run(
 
     Example: portllm bot run --once
     """
-    from bot.watch import run_forever, run_once  # SciPy and DBOS: not for every command
+    from bot.run import run_forever, run_once  # SciPy and DBOS: not for every command
 
     context = open_context()
     if once:

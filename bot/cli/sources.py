@@ -8,6 +8,7 @@ from bot.address import parse
 from bot.context import Context
 from bot.hub import Hub, HubPublisher, HubRepo
 from bot.inputs import Place
+from bot.manners import Manners
 from bot.register import trained_on
 from bot.settings import Settings
 from judging.policy import VerdictPolicy, parse_policy
@@ -29,7 +30,7 @@ def read_settings() -> Settings:
 
 def open_context() -> Context:
     settings = read_settings()
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     hub = Hub()
     return Context(hub, HubPublisher(hub), Database(settings.registry_url), settings)
 
@@ -41,6 +42,18 @@ def read_policy(file: Path | None) -> VerdictPolicy:
     if not file.is_file():
         raise UsageError(f"--verdict-policy {file} is no file.")
     return parse_policy(file.read_bytes(), str(file))
+
+
+def read_manners(minimum_release_age: str, schedule: str | None, group: str | None) -> Manners:
+    given = {
+        "minimum_release_age": minimum_release_age, "schedule": schedule, "group": group
+    }  # fmt: skip
+    try:
+        return Manners.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{option} {wrong['input']!r}: {wrong['msg']}.") from error
 
 
 def open_source(text: str, hub: Hub) -> Folder | HubRepo:

@@ -16,11 +16,12 @@ from bot.cli.output import (
     print_json,
     print_table,
 )
-from bot.cli.sources import open_context, read_policy
-from bot.register import check_wanted
-from porting.errors import UsageError
+from bot.cli.sources import open_context, read_manners, read_policy
+from bot.follow import parse_follow
+from bot.subscribe import Wanted, begin
 from registry import records
-from registry.models import Port
+from registry.models import Port, Subscription
+from registry.status import shown as shown_base
 from registry.status import status as status_of
 
 PANEL = "Keep patches up to date"
@@ -41,11 +42,36 @@ def add_to(app: typer.Typer) -> None:
 
 def subscribe(
     patch: Annotated[str, typer.Argument(help=f"A recorded patch: {WHERE}.")],
-    follow: Annotated[str, typer.Option(help="The base to follow: namespace/name (its main).")],
+    follow: Annotated[
+        str,
+        typer.Option(
+            help="What to follow: namespace/name (its main), name@branch, name@v* (tags by "
+            "pattern), namespace/Model-v0.* (repos by pattern), or tree:name (its fine-tunes), "
+            "tree:name@tag,tag (those with the Hub's tags)."
+        ),
+    ],
     to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,
     policy: PolicyOption = None,
     verdict_policy: VerdictPolicyOption = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="REV",
+            help="Also port to what came since this commit or tag. Default: only what comes.",
+        ),
+    ] = None,
+    minimum_release_age: Annotated[
+        str, typer.Option(help="Let a release ripen before it is ported: 24h, 3d.")
+    ] = "0m",
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="A crontab line (UTC): work only in minutes that match: '* 22-23 * * *'"),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Publish together with the others of this group.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Keep a patch alive on a base: from now on, each new revision gets a port.
@@ -54,21 +80,18 @@ def subscribe(
     --to me/tickets-lora-ported
     """
     context = open_context()
-    address, base, target = parse_repo(patch), parse_repo(follow), parse_repo(to)
-    if base.revision not in (None, "main") or target.revision is not None:
-        raise UsageError("--follow watches the main branch and --to is a repo: leave out the @.")
-    if target.repo in (address.repo, base.repo):
-        raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
-    judged_by = read_policy(verdict_policy).model_dump(mode="json") if verdict_policy else None
-    head = context.hub.head(base.repo)
+    wanted = Wanted(
+        parse_repo(patch),
+        parse_follow(follow),
+        to,
+        as_.value,
+        policy,
+        read_policy(verdict_policy).model_dump(mode="json") if verdict_policy else None,
+        read_manners(minimum_release_age, schedule, group),
+        from_,
+    )
     with context.database.session() as session:
-        record = records.find_patch(session, address.repo, address.revision)
-        check_wanted(record, as_.value, policy)
-        followed = records.follow(session, base.repo, "main", head)
-        subscription = records.subscribe(
-            session, record, followed, target.repo, as_.value, policy, judged_by
-        )
-        shown = status_of(session, subscription)
+        shown = status_of(session, session.get_one(Subscription, begin(context, wanted)))
     if json_:
         print_json(shown.to_dict())
         return
@@ -90,7 +113,7 @@ def unsubscribe(
     """
     with open_context().database.session() as session:
         ended = records.unsubscribe(session, parse_repo(patch).repo, to)
-        rows = [(s.patch.repo, s.base.repo, s.to_repo) for s in ended]
+        rows = [(s.patch.repo, shown_base(s.base), s.to_repo) for s in ended]
     if json_:
         print_json([{"patch": p, "followed": base, "to": target} for p, base, target in rows])
         return
@@ -125,7 +148,7 @@ def ports(json_: Json = False) -> None:
             {
                 "port": port.key,
                 "patch": f"{port.subscription.patch.repo}@{port.subscription.patch.sha}",
-                "release": f"{port.release.base.repo}@{port.release.sha}",
+                "release": f"{port.release.repo}@{port.release.sha}",
                 "form": port.job.get("form"),
                 "policy": port.job.get("policy"),
                 "state": port.state,

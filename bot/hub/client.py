@@ -78,8 +78,35 @@ class Hub:
         )
 
     def is_tag(self, repo: str, name: str) -> bool:
+        return name in self.tags(repo)
+
+    def message(self, repo: str, sha: str) -> str:
+        """Of the commit `sha`, title and all."""
+        with translated(f"{repo}@{sha[:7]}"):
+            newest = next(iter(self.api.list_repo_commits(repo, revision=sha)))
+        return f"{newest.title}\n{newest.message}"
+
+    def tags(self, repo: str) -> dict[str, str]:
+        """The commit of each tag."""
         with translated(repo):
-            return any(tag.name == name for tag in self.api.list_repo_refs(repo).tags)
+            return {tag.name: tag.target_commit for tag in self.api.list_repo_refs(repo).tags}
+
+    def branches(self, repo: str) -> set[str]:
+        with translated(repo):
+            return {branch.name for branch in self.api.list_repo_refs(repo).branches}
+
+    def repos_of(self, owner: str) -> dict[str, str]:
+        """The head commit of each repo of `owner` that this token may see."""
+        with translated(owner):
+            found = self.api.list_models(author=owner, expand=["sha"])
+            return {each.id: each.sha for each in found if each.sha}
+
+    def fine_tunes(self, base: str, tags: list[str]) -> dict[str, str]:
+        """The head commit of each repo whose card says that it is a fine-tune of `base`."""
+        with translated(base):
+            wanted = [f"base_model:finetune:{base}", *tags]
+            found = self.api.list_models(filter=wanted, expand=["sha"])
+            return {each.id: each.sha for each in found if each.sha}
 
     def snapshot(self, repo: str, sha: str, files: Mapping[str, FileEntry]) -> Path:
         """Download `files` of `repo` at `sha`; every one is there and of its size, or HubError."""

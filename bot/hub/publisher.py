@@ -141,7 +141,7 @@ class HubPublisher:
 
     def tag(self, repo: str, name: str, sha: str) -> None:
         with translated(f"{repo}@{name}"):
-            tags = {tag.name: tag.target_commit for tag in self.hub.api.list_repo_refs(repo).tags}
+            tags = self.hub.tags(repo)
             if tags.get(name) == sha:
                 return
             if name in tags:

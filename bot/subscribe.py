@@ -1,0 +1,105 @@
+"""Subscribing: what is followed is looked at once, so that only what comes later is news."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bot.address import RepoAddress, parse_repo
+from bot.context import NAME, Context
+from bot.follow import Follow, heads
+from bot.manners import Manners
+from bot.register import check_wanted
+from porting.errors import UsageError
+from registry import following, records
+from registry.models import Release, Rule
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A subscription as a user asks for it; `start` is a revision of what is followed."""
+
+    patch: RepoAddress
+    follow: Follow
+    to: str
+    form: str
+    policy: str | None
+    verdict_policy: dict[str, Any] | None
+    manners: Manners
+    start: str | None
+
+
+def begin(context: Context, wanted: Wanted) -> int:
+    """Record the subscription, and return its id.
+
+    Raises:
+        UsageError: it contradicts itself, or another subscription.
+        Refused: the patch can't have this form or policy, or there is nothing to follow.
+    """
+    follow = wanted.follow
+    _check_target(wanted)
+    stands = heads(context.hub, follow)
+    is_named = follow.rule == Rule.REF and follow.ref != "main"
+    if is_named and follow.ref not in context.hub.branches(follow.repo):
+        raise UsageError(
+            f"--follow {follow.repo}@{follow.ref}: only a branch moves, and {follow.ref} is none. "
+            "Follow a branch, or tags by a pattern such as @v*."
+        )
+    start = _start(context, wanted)
+    manners = wanted.manners.model_dump(mode="json", exclude_defaults=True) or None
+    with context.database.session() as session:
+        record = records.find_patch(session, wanted.patch.repo, wanted.patch.revision)
+        check_wanted(record, wanted.form, wanted.policy)
+        base = following.follow(session, follow.rule, follow.repo, follow.ref, stands)
+        subscription = records.subscribe(
+            session,
+            record,
+            base,
+            wanted.to,
+            wanted.form,
+            wanted.policy,
+            wanted.verdict_policy,
+            manners,
+            start,
+        )
+        if start is not None and start != (base.head_repo, base.head_sha):
+            session.add(
+                Release(
+                    base=base,
+                    from_repo=start[0],
+                    from_ref=wanted.start,
+                    from_sha=start[1],
+                    repo=base.head_repo,
+                    ref=base.head_ref,
+                    sha=base.head_sha,
+                )
+            )
+        session.flush()
+        return subscription.id
+
+
+def _check_target(wanted: Wanted) -> None:
+    is_tree = wanted.follow.rule == Rule.TREE
+    if is_tree != (NAME in wanted.to):
+        raise UsageError(
+            f"--to {wanted.to}: a tree has many fine-tunes, so its ports go to a repo each: put "
+            f"{NAME} where the fine-tune's name shall stand, as me/mine-on-{NAME}."
+            if is_tree
+            else f"--to {wanted.to}: {NAME} is for --follow tree:..., which has many bases."
+        )
+    target = parse_repo(wanted.to.replace(NAME, "x"))
+    if target.revision is not None:
+        raise UsageError(f"--to {wanted.to} is a repo: leave out the @.")
+    if target.repo in (wanted.patch.repo, wanted.follow.repo):
+        raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
+
+
+def _start(context: Context, wanted: Wanted) -> tuple[str, str] | None:
+    """The repo and commit of `--from`, which for repos by pattern names the repo as well."""
+    if wanted.start is None:
+        return None
+    follow = wanted.follow
+    if follow.rule == Rule.TREE:
+        raise UsageError("--from is not for a tree: port to a fine-tune that is there by hand.")
+    if follow.rule == Rule.REPOS:
+        address = parse_repo(wanted.start)
+        return address.repo, context.hub.head(address.repo, address.revision or "main")
+    return follow.repo, context.hub.head(follow.repo, wanted.start)
