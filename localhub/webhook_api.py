@@ -27,7 +27,7 @@ def _target(call: Call, hook: dict[str, Any]) -> dict[str, Any]:
         if job["id"] == body["jobSourceId"] and call.writer.owns(job["owner"]["name"]):
             # A run that a webhook starts has no volumes (hub docs, "Webhooks Automation").
             spec = {key: value for key, value in job["body"].items() if key != "volumes"}
-            before = (hook.get("job") or spec).get("secrets") or {}
+            before = (hook.get("job") or {}).get("secrets") or {}  # none of the source job
             given = {**before, **(body.get("secrets") or {})}
             spec["secrets"] = {name: value for name, value in given.items() if value}
             return {"url": None, "job": spec, "jobOwner": job["owner"]}

@@ -8,7 +8,19 @@ import sys
 
 import typer
 
-from bot.cli import demo, hub, judging, patches, ports, publishing, running, subscriptions, verify
+from bot.cli import (
+    demo,
+    deploy,
+    doctor,
+    hub,
+    judging,
+    patches,
+    ports,
+    publishing,
+    running,
+    subscriptions,
+    verify,
+)
 from bot.cli.output import message
 from porting.errors import PortllmError
 
@@ -27,6 +39,8 @@ publishing.add_to(app)
 app.add_typer(patches.app, name="patch", rich_help_panel="Keep patches up to date")
 subscriptions.add_to(app)
 app.add_typer(running.app, name="bot", rich_help_panel="Keep patches up to date")
+doctor.add_to(app)
+app.add_typer(deploy.app, name="deploy", rich_help_panel="Keep patches up to date")
 app.add_typer(hub.app, name="hub", rich_help_panel="Try it out")
 demo.add_to(app)
 
