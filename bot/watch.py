@@ -2,45 +2,100 @@
 
 import logging
 
+from bot.cadence import Cadence, Followed, Known, Room, plan_looks
 from bot.context import Context
 from bot.follow import Follow, heads, is_step_back
-from porting.errors import HubError, PortllmError
-from registry.following import Head, observe
+from bot.hub import lookups
+from bot.hub.limiter import Bucket, Limiter, Priority
+from porting.errors import HubError, PortllmError, Refused
+from registry.following import Head, followed_bases, observe
 from registry.models import Base, Rule, now
 from registry.status import shown
 
 log = logging.getLogger("portllm")
 
 
-def look(context: Context, base_id: int, seen: list[Head] | None = None) -> None:
-    """Look at one base, and record where it stands; a failure is recorded as its problem.
+class Watch:
+    """The looks of one process: it learns what they cost, and keeps within the Hub's quota."""
 
-    Args:
-        seen: where it stands, if that was just asked for.
-    """
+    def __init__(self, context: Context, limiter: Limiter) -> None:
+        self.context, self.limiter = context, limiter
+        self.known = Known()
+        self.cadence = Cadence(context.settings.poll_seconds)
+
+    def look_at_due(self) -> None:
+        """Look at every base whose time has come, as far as the quota goes."""
+        with self.context.database.session() as session:
+            bases = [_followed(base) for base in followed_bases(session)]
+        room = Room(
+            *(self.limiter.room(each, Priority.POLL) for each in (Bucket.API, Bucket.RESOLVERS))
+        )
+        at = now()
+        looks = plan_looks(bases, self.known, at, room, self.cadence)
+        for base, found in lookups.look(self.context.hub, looks, self.known, at, self._ask):
+            _see(self.context, base.id, found)
+
+    def _ask(self, base: Followed) -> list[Head]:
+        return heads(self.context.hub, Follow(base.rule, base.repo, base.ref))
+
+
+def look(context: Context, base_id: int) -> None:
+    """Look at one base now, and record where it stands; a failure is recorded as its problem."""
     with context.database.session() as session:
         base = session.get_one(Base, base_id)
         follow = Follow(Rule(base.rule), base.repo, base.ref)
-        name, was = shown(base), Head(base.head_repo, base.head_ref, base.head_sha)
     try:
-        stands = heads(context.hub, follow) if seen is None else seen
+        found: list[Head] | PortllmError = heads(context.hub, follow)
     except PortllmError as error:
-        hint = "It is looked at again soon." if isinstance(error, HubError) else "See to it."
-        _blocked(context, base_id, f"{error} {hint}")
-        log.warning("%s: %s", name, error)
-        return
-    if follow.rule != Rule.TREE and is_step_back(follow, was, stands[0]):
-        gone = was.ref if follow.rule == Rule.TAGS else was.repo
-        _blocked(context, base_id, f"{gone} is gone; the next higher version is waited for.")
-        return
-    with context.database.session() as session:
-        releases = observe(session, base_id, stands)
-        session.get_one(Base, base_id).looked_at = now()
-    for release in releases:
-        log.info("%s moved to %s", name, release.name)
+        found = error
+    _see(context, base_id, found)
 
 
-def _blocked(context: Context, base_id: int, problem: str) -> None:
+def _see(context: Context, base_id: int, found: list[Head] | PortllmError) -> None:
+    """Record where the base stands, or why that can't be told, and when it is looked at again."""
     with context.database.session() as session:
         base = session.get_one(Base, base_id)
-        base.problem, base.looked_at = problem, now()
+        name, releases = shown(base), []
+        problem = _problem(base, found)
+        if problem is None and not isinstance(found, PortllmError):
+            releases = observe(session, base_id, found)
+        else:
+            base.problem = problem
+            log.warning("%s: %s", name, problem)
+        base.looked_at = now()
+        cadence = Cadence(context.settings.poll_seconds)
+        base.due_at = cadence.due_at(base_id, base.looked_at, base.changed_at)
+        names = [release.name for release in releases]
+    for release in names:
+        log.info("%s moved to %s", name, release)
+
+
+def _problem(base: Base, found: list[Head] | PortllmError) -> str | None:
+    if isinstance(found, HubError):
+        return f"{found} It is looked at again soon."
+    if isinstance(found, Refused):
+        return f"{found} It is looked at again; see to it, or unsubscribe."
+    if isinstance(found, PortllmError):
+        return str(found)
+    follow, was = Follow(Rule(base.rule), base.repo, base.ref), _stood(base)
+    if follow.rule != Rule.TREE and is_step_back(follow, was, found[0]):
+        gone = was.ref if follow.rule == Rule.TAGS else was.repo
+        return f"{gone} is gone; the next higher version is waited for."
+    return None
+
+
+def _stood(base: Base) -> Head:
+    return Head(base.head_repo, base.head_ref, base.head_sha)
+
+
+def _followed(base: Base) -> Followed:
+    return Followed(
+        base.id,
+        Rule(base.rule),
+        base.repo,
+        base.ref,
+        base.head_sha,
+        base.looked_at,
+        base.changed_at,
+        base.due_at,
+    )

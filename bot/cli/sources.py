@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from pydantic import ValidationError
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from bot.address import parse
 from bot.context import Context
 from bot.hub import Hub, HubPublisher, HubRepo
 from bot.inputs import Place
+from bot.logs import hide
 from bot.manners import Manners
 from bot.register import trained_on
 from bot.settings import Settings
@@ -32,7 +35,28 @@ def open_context() -> Context:
     settings = read_settings()
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     hub = Hub()
-    return Context(hub, HubPublisher(hub), Database(settings.registry_url), settings)
+    hide(*_secrets(settings, hub))
+    return Context(hub, HubPublisher(hub), open_database(settings), settings)
+
+
+def _secrets(settings: Settings, hub: Hub) -> list[str | None]:
+    said = settings.webhook_secret
+    return [
+        str(hub.token) if hub.token else None,
+        make_url(settings.registry_url).password,
+        said.get_secret_value() if said else None,
+    ]
+
+
+def open_database(settings: Settings) -> Database:
+    try:
+        return Database(settings.registry_url)
+    except (SQLAlchemyError, ImportError) as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(
+            f"The registry can't be opened: {said}. See PORTLLM_DATABASE_URL and PORTLLM_HOME; "
+            "portllm doctor looks closer."
+        ) from error
 
 
 def read_policy(file: Path | None) -> VerdictPolicy:
