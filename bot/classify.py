@@ -1,30 +1,41 @@
 """Step 1 of a release: what changed, and who needs a port of it. From hashes and headers alone."""
 
+from dataclasses import dataclass
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bot.context import Context
-from bot.hub import HubRepo
+from bot.context import PORT_TITLE, Context
+from bot.hub import HubRepo, Missing
 from porting import Change, classify
-from registry.models import Release, Rule, Subscription
+from registry.following import settle, subscribers
+from registry.models import Release, Rule
 from registry.status import OWN, QUIET, UNREADABLE
 
 OURS = "PortLLM-Port:"  # how each commit of ours begins its last line
 
 
-def classify_release(context: Context, release_id: int) -> None:
-    """Record what changed since the last commit of the base that could be read."""
+@dataclass(frozen=True)
+class Found:
+    """What a release is: the kind of change since `from_sha`, and a sentence."""
+
+    change: str
+    reason: str
+    from_sha: str
+
+
+def classify_release(context: Context, release_id: int) -> Found:
+    """What changed since the last commit of the base that could be read."""
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
         old, new = _last_read(context, session, release), (release.repo, release.sha)
-    if any(line.startswith(OURS) for line in context.hub.message(*new).splitlines()):
-        kind, reason = OWN, "It is a port of ours."
-    else:
-        change = _change(context, old, new)
-        kind, reason = change.kind, change.reason
-    with context.database.session() as session:
-        release = session.get_one(Release, release_id)
-        release.change, release.reason, release.from_sha = kind, reason, old[1]
+        is_late = release.attempt > 1
+    message = context.hub.message(*new)
+    # A merged pull request leaves its title only.
+    if PORT_TITLE.match(message) or any(line.startswith(OURS) for line in message.splitlines()):
+        return Found(OWN, "It is a port of ours.", old[1])
+    change = _change(context, old, new, is_late)
+    return Found(change.kind, change.reason, old[1])
 
 
 def _last_read(context: Context, session: Session, release: Release) -> tuple[str, str]:
@@ -39,27 +50,33 @@ def _last_read(context: Context, session: Session, release: Release) -> tuple[st
     return first.from_repo, first.from_sha
 
 
-def subscriptions_to_port(context: Context, release_id: int) -> list[int]:
+def subscriptions_to_port(context: Context, release_id: int, kind: str) -> list[int]:
     """Ids of the subscriptions whose weights moved since what they last had a port on."""
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
         new, is_tree = (release.repo, release.sha), release.base.rule == Rule.TREE
-        if is_tree and release.change in QUIET:
+        is_late = release.attempt > 1
+        if is_tree and kind in QUIET:
             return []
-        active = select(Subscription.id, Subscription.settled_repo, Subscription.settled_sha).where(
-            Subscription.base_id == release.base_id,
-            Subscription.ended_at.is_(None),
-            Subscription.created_at <= release.seen_at,
-        )
-        settled = {id: (repo, sha) for id, repo, sha in session.execute(active)}
-    if is_tree:
-        return list(settled)
-    moved = {
-        old: old != new and _change(context, old, new).kind not in QUIET
-        for old in set(settled.values())
-    }
-    return [subscription_id for subscription_id, old in settled.items() if moved[old]]
+        settled = subscribers(session, release)
+    wanted: list[int] = []
+    for old, ids in settled.items():
+        if is_tree or (old != new and _change(context, old, new, is_late).kind not in QUIET):
+            wanted += ids
+        elif kind not in QUIET:
+            with context.database.session() as session:
+                settle(session, release, old)
+    return wanted
 
 
-def _change(context: Context, old: tuple[str, str], new: tuple[str, str]) -> Change:
-    return classify(HubRepo(context.hub, *old), HubRepo(context.hub, *new))
+def _change(context: Context, old: tuple[str, str], new: tuple[str, str], is_late: bool) -> Change:
+    """Raises Missing where a commit is not there; `is_late`, only where it is the new one."""
+    before, now = HubRepo(context.hub, *old), HubRepo(context.hub, *new)
+    now.files()
+    try:
+        return classify(before, now)
+    except Missing:
+        if not is_late:
+            raise
+        # Its history was written anew. What a port needs is held against the patch's own base.
+        return Change("weights", f"{before.name}, where it stood, is gone: all may have moved.", ())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bot.machine import trouble
 from judging.task import Task
 from porting import Folder, Port, merge, plan, repoint
 from porting.errors import Refused
@@ -186,6 +187,10 @@ def main() -> None:
         result = work[job["do"]](job)
     except Refused as refusal:
         tell(refused=str(refusal))
+    except (OSError, MemoryError) as error:
+        if (broken := trouble(error)) is None:
+            raise
+        tell(broken=broken)
     else:
         tell(result=result)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
 
+PORT_TITLE = re.compile(r"Port to \S+@[0-9a-f]{7} \((port-[0-9a-f]{16})\)")
 NAME = "{name}"  # in the target of a subscription to a tree: that of the fine-tune
 # Everything whose version may change a byte of a port: PEFT and torch compute some kinds.
 ENGINE = f"portllm {version('portllm')}, torch {version('torch')}, peft {version('peft')}"
@@ -50,7 +52,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Of the commit or pull request that brings the port."""
+        """Of the commit or pull request that brings the port; `PORT_TITLE` matches it."""
         return f"Port to {self.new_repo}@{self.new_sha[:7]} ({self.key})"
 
     @property

@@ -6,23 +6,21 @@ Asked again and again; whoever asks, and however often, each attempt is begun on
 from datetime import datetime, timedelta
 
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bot.context import Context
-from bot.failure import fail_port, fail_release
-from bot.manners import Hold, Manners, hold
-from bot.workflow import Bot
+from bot.controls import held
+from bot.manners import Hold
+from bot.workflow import SHARDS, VERSION, Bot
 from registry.following import unclassified_releases
-from registry.models import Control, Port, PortState, Subscription, now
-from registry.ports import due_ports, move_port, newer_port, ports_in, update_port
+from registry.models import Port, PortState, now
+from registry.ports import LOST, due_ports, grouped, move_port, overtaken, update_port
+from registry.scene import paused
 
 RELEASES, PORTS, PUSHES = "releases", "ports", "pushes"
 HELD = timedelta(seconds=60)  # until a port that is held is looked at again, at the latest
 FIRST, AGAIN = 1, 2  # a smaller number goes first
 UNDECIDED = (PortState.WAITING, PortState.QUEUED, PortState.RUNNING)
-LOST = (PortState.REJECTED, PortState.REFUSED, PortState.FAILED)
-OVER = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 
 def register_queues(context: Context) -> None:
@@ -31,6 +29,8 @@ def register_queues(context: Context) -> None:
     DBOS.register_queue(RELEASES, worker_concurrency=4, polling_interval_sec=0.2)
     # Each port may fill the memory.
     DBOS.register_queue(PORTS, worker_concurrency=1, polling_interval_sec=0.2)
+    # Each takes room for a file of a model and its port.
+    DBOS.register_queue(SHARDS, worker_concurrency=1, polling_interval_sec=0.2)
     DBOS.register_queue(
         PUSHES,
         worker_concurrency=1,
@@ -42,12 +42,12 @@ def register_queues(context: Context) -> None:
 def dispatch(context: Context, bot: Bot) -> None:
     """Begin everything whose time has come."""
     with context.database.session() as session:
+        if paused(session) is not None:
+            return
         at = now()
-        paused = session.get(Control, "paused")
-        why = str(paused.value["reason"]) if paused else None
-        releases = [] if why else unclassified_releases(session, at)
-        waiting = _ready(session, at, PortState.WAITING, why)
-        judged = _ready(session, at, PortState.JUDGED, why)
+        releases = unclassified_releases(session, at)
+        waiting = _ready(session, at, PortState.WAITING)
+        judged = _ready(session, at, PortState.JUDGED)
     for release in releases:
         name = f"release-{release.id}.{release.attempt}"
         with SetWorkflowID(name), SetEnqueueOptions(priority=FIRST):
@@ -73,50 +73,38 @@ def _moved(context: Context, key: str, before: PortState, why: str) -> None:
         move_port(session, key, before, PortState.QUEUED, why)
 
 
-def _ready(
-    session: Session, at: datetime, state: PortState, all_paused: str | None
-) -> list[tuple[str, int]]:
+def _ready(session: Session, at: datetime, state: PortState) -> list[tuple[str, int]]:
     """(key, attempt) of the ports in `state` that nothing holds; the others say what does."""
-    ready = []
-    for port in due_ports(session, state, at):
-        subscription, release = port.subscription, port.release
+    ready, due = [], due_ports(session, state, at)
+    newer, groups = overtaken(session, due), {}
+    if state == PortState.JUDGED:
+        groups = grouped(session, due)
+    for port in due:
+        subscription = port.subscription
         if subscription.ended_at is not None:
             reason = "The subscription was ended before the port was done."
             update_port(session, port.key, state=PortState.CANCELLED, reason=reason)
             continue
-        newer = newer_port(session, port)
-        if newer is not None and newer.state not in (*LOST, PortState.CANCELLED):
-            reason = f"{newer.release.name} came before this one was begun."
+        if port.key in newer:
+            reason = f"{newer[port.key].name} came before this one was begun."
             update_port(session, port.key, state=PortState.SUPERSEDED, reason=reason)
             continue
-        manners = Manners.model_validate(subscription.manners or {})
-        held = hold(at, manners, release.seen_at, all_paused, subscription.paused_at)
-        if held is None and state == PortState.JUDGED and manners.group is not None:
-            held = _group_hold(session, port, manners.group)
-        if held is None:
+        group = subscription.group_name
+        why = held(port, at, all_paused=None)
+        if why is None and state == PortState.JUDGED and group is not None:
+            why = _group_hold(port, group, groups[port.release_id, group])
+        if why is None:
             ready.append((port.key, port.attempt))
-        else:
-            again = at + HELD
-            update_port(
-                session,
-                port.key,
-                reason=held.reason,
-                due_at=min(held.until, again) if held.until else again,
-            )
+            continue
+        port.due_at = min(why.until or at + HELD, at + HELD)
+        if subscription.paused_at is None:  # a pause is told of while it lasts
+            port.reason = why.reason
     return ready
 
 
-def _group_hold(session: Session, port: Port, group: str) -> Hold | None:
+def _group_hold(port: Port, group: str, ports: list[Port]) -> Hold | None:
     """Wait for the others of the group; where one of them is lost, the rest only asks."""
-    others = session.scalars(
-        select(Port)
-        .join(Subscription, Subscription.id == Port.subscription_id)
-        .where(
-            Port.release_id == port.release_id,
-            Port.key != port.key,
-            Subscription.manners["group"].as_string() == group,
-        )
-    ).all()
+    others = [other for other in ports if other is not port]
     open_ones = [other for other in others if other.state in UNDECIDED and other.verdict is None]
     if open_ones:
         names = ", ".join(other.subscription.patch.repo for other in open_ones)
@@ -135,31 +123,13 @@ def is_busy(context: Context) -> bool:
     """Whether anything is at work, or about to be."""
     at = now()
     with context.database.session() as session:
-        if unclassified_releases(session, at):
-            return True
-        begun = (PortState.WAITING, PortState.JUDGED)
-        if any(due_ports(session, state, at, 1) for state in begun):
-            return True
-    return bool(DBOS.list_workflows(status=["PENDING", "ENQUEUED"], limit=1))
-
-
-def recover(context: Context) -> None:
-    """Put right what says that it is at work, where its workflow is over: it ended in a bug."""
-    told = "It ended without saying why."
-    with context.database.session() as session:
-        ports = [
-            (port.key, port.attempt, port.verdict is not None)
-            for port in ports_in(session, PortState.QUEUED, PortState.RUNNING)
-        ]
-        releases = [(each.id, each.attempt) for each in unclassified_releases(session, now())]
-    for key, attempt, is_judged in ports:
-        if _is_over(f"{key}.{attempt}" + (".publication" if is_judged else "")):
-            fail_port(context, key, attempt, "ours", told)
-    for release_id, attempt in releases:
-        if _is_over(f"release-{release_id}.{attempt}"):
-            fail_release(context, release_id, attempt, "ours", told)
-
-
-def _is_over(workflow_id: str) -> bool:
-    status = DBOS.get_workflow_status(workflow_id)
-    return status is not None and status.status in OVER
+        if paused(session) is None:
+            if unclassified_releases(session, at):
+                return True
+            begun = (PortState.WAITING, PortState.JUDGED)
+            if any(due_ports(session, state, at, 1) for state in begun):
+                return True
+    open_ones = DBOS.list_workflows(
+        app_version=VERSION, status=["PENDING", "ENQUEUED"], limit=1, load_input=False
+    )
+    return bool(open_ones)

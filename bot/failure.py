@@ -1,6 +1,8 @@
 """Whose fault a failure is, and when it is tried again.
 
 theirs   the Hub or the network: again by itself, later and later
+machine  the disk, the memory, the database: likewise
+gone     what was named is not there: again twice, since a Hub may answer with what was; then yours
 yours    the inputs, a token, a gate: again when you say so, once it is mended
 ours     a bug: again with the next version, or when you say so
 """
@@ -10,17 +12,20 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from dbos import error as dbos_error
+from sqlalchemy.exc import OperationalError
 
 from bot.context import Context
+from bot.hub import Missing
+from bot.machine import trouble
 from bot.manners import moment
 from porting.errors import HubError, PortllmError, Refused
 from registry.models import Port, PortState, Release, now
-from registry.ports import AT_WORK, note, update_port
+from registry.ports import AT_WORK, failures, note, update_port
 from registry.status import UNREADABLE
 
 log = logging.getLogger("portllm")
 
-Blame = Literal["theirs", "yours", "ours"]
+Blame = Literal["theirs", "machine", "gone", "yours", "ours"]
 
 # A step is tried again within half a minute, a port as a whole after each of these.
 STEP: dict[str, Any] = {
@@ -28,11 +33,14 @@ STEP: dict[str, Any] = {
     "interval_seconds": 1.0,
     "max_attempts": 5,
     "backoff_rate": 2.0,
-    "should_retry": lambda error: isinstance(error, HubError),
+    "should_retry": lambda error: isinstance(error, HubError | Missing | OperationalError),
 }
 AGAIN = tuple(timedelta(minutes=minutes) for minutes in (2, 10, 60, 360, 1440))
+MOST = {"theirs": len(AGAIN), "machine": len(AGAIN), "gone": 2}  # times that it is tried again
 WAYS_BACK = {
     "theirs": "It was tried {tries} times; once the Hub is well again: portllm retry {name}",
+    "machine": "It was tried {tries} times; once this machine is well again: portllm retry {name}",
+    "gone": "It was looked for {tries} times; once it is there again: portllm retry {name}",
     "yours": "Once that is mended: portllm retry {name}",
     "ours": "That is a bug of ours; please report it. To try again: portllm retry {name}",
 }
@@ -42,10 +50,18 @@ class Cancelled(PortllmError):
     """The port was stopped, or nobody wants it any more."""
 
 
+class Held(Cancelled):
+    """Its time is not now, though it was when it was put into the queue."""
+
+
 def failure(error: Exception) -> tuple[Blame, str]:
     """Whose fault `error`, which ended a workflow, is, and what it is to one who reads of it."""
     if isinstance(error, dbos_error.DBOSMaxStepRetriesExceeded):
-        return "theirs", str(error.errors[-1])
+        return failure(error.errors[-1])
+    if (broken := trouble(error)) is not None:
+        return "machine", broken
+    if isinstance(error, Missing):
+        return "gone", str(error)
     if isinstance(error, HubError):
         return "theirs", str(error)
     if isinstance(error, Refused):
@@ -67,11 +83,12 @@ def fail_port(context: Context, key: str, attempt: int, blame: Blame, sentence: 
         if port.attempt != attempt or port.state not in AT_WORK:
             return True
         note(session, key, sentence, blame)
-        later = _again_in(blame, port.attempt)
+        tries = failures(session, key)
+        later = _again_in(blame, tries)
         log.warning("%s: attempt %d: %s", key, port.attempt, sentence)
         if later is None:
-            end = PortState.REFUSED if blame == "yours" else PortState.FAILED
-            way_back = WAYS_BACK[blame].format(tries=port.attempt, name=key)
+            end = PortState.REFUSED if blame in ("yours", "gone") else PortState.FAILED
+            way_back = WAYS_BACK[blame].format(tries=tries, name=key)
             update_port(session, key, state=end, step=None, reason=f"{sentence} {way_back}")
             return False
         due = now() + later
@@ -97,8 +114,9 @@ def fail_release(
         if release.attempt != attempt or release.change is not None:
             return
         log.warning("%s: %s", release.name, sentence)
-        if blame == "theirs":
-            release.due_at = now() + (_again_in(blame, release.attempt) or AGAIN[-1])
+        later = _again_in(blame, release.attempt)
+        if later is not None or blame in ("theirs", "machine"):
+            release.due_at = now() + (later or AGAIN[-1])
             release.attempt += 1
             release.reason = f"{sentence} It is tried again at {moment(release.due_at)}."
         else:
@@ -108,4 +126,4 @@ def fail_release(
 
 def _again_in(blame: Blame, attempt: int) -> timedelta | None:
     """How long after attempt `attempt` (from 1) the next one is made, if one is."""
-    return AGAIN[attempt - 1] if blame == "theirs" and attempt <= len(AGAIN) else None
+    return AGAIN[attempt - 1] if attempt <= MOST.get(blame, 0) else None

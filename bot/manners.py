@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SPAN = re.compile(r"(\d{1,4})([mhdw])")
 MINUTE = timedelta(minutes=1)
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _span(value: Any) -> Any:
@@ -25,6 +26,10 @@ def _span(value: Any) -> Any:
 
 def _crontab(value: str) -> str:
     CronTrigger.from_crontab(value, UTC)
+    if re.search(r"\d", value.split()[4]):
+        raise ValueError("name the weekdays (mon-fri): programs number them differently")
+    if _fires(value, EPOCH) is None:
+        raise ValueError("no minute ever matches")
     return value
 
 
@@ -33,7 +38,8 @@ class Manners(BaseModel):
 
     Attributes:
         minimum_release_age: how old a release is before it is ported, such as `24h`.
-        schedule: a crontab line (UTC); a port is begun and published only in minutes that match.
+        schedule: a crontab line (UTC); a port is begun and published only in minutes that match,
+            in all five fields. Weekdays go by name.
         group: ports of one release and group are published together, once all are judged.
     """
 
@@ -70,7 +76,7 @@ def hold(
     if paused_at is not None:
         return Hold(f"Paused since {moment(paused_at)}. It goes on with: portllm resume")
     ripe = released_at + manners.minimum_release_age
-    if at < ripe:
+    if manners.minimum_release_age and at < ripe:
         return Hold(f"The release is let ripen until {moment(ripe)}.", ripe)
     if manners.schedule is not None and not is_open(manners.schedule, at):
         opens = next_opening(manners.schedule, at)

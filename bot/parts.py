@@ -2,16 +2,22 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-from bot.content import Content, Copied
+from bot.content import Content, Copied, Uploaded
 from bot.context import Job
-from bot.journal import Journal
+from bot.hub import HubRepo
 from bot.remote import Remote
 from porting import Plan
 from porting.rewrite import edited_files
 
 How = Literal["ported", "resumed", "copied", "kept", "moved", "written"]
+
+
+class Sent(Protocol):
+    """What is on the Hub already, and only waits for a commit."""
+
+    def get(self, file: str, /) -> Uploaded | None: ...
 
 
 @dataclass
@@ -30,8 +36,8 @@ class Parts:
 
     job: Job
     base: Remote
-    target: Remote
-    journal: Journal
+    target: HubRepo
+    sent: Sent
     contents: dict[str, Content] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -50,7 +56,7 @@ class Parts:
                 self._write(file, edited[file])
             elif sha256 is not None and self._is_held(file, sha256):
                 continue
-            elif (uploaded := self.journal.get(file)) is not None:
+            elif (uploaded := self.sent.get(file)) is not None:
                 self._set(file, "resumed", uploaded.sha256, uploaded.size, uploaded)
             elif not copied:
                 self.to_port.append(file)
@@ -65,35 +71,39 @@ class Parts:
             else:
                 self.to_move.append(file)
 
+    @property
+    def to_send(self) -> list[str]:
+        return [*self.to_port, *self.to_move]
+
     def move_instead(self) -> None:
         """Put what was to be copied from the base among the files to move."""
-        for file, content in list(self.contents.items()):
+        for file, content in self.contents.items():
             if isinstance(content, Copied) and content.repo == self.base.repo:
                 self.to_move.append(file)
 
     def uploaded(self) -> None:
-        """Take over what has been ported or moved, and stands in the journal."""
+        """Take over what has been ported or moved, and is sent."""
         done: tuple[tuple[How, list[str]], ...] = (
             ("ported", self.to_port),
             ("moved", self.to_move),
         )
         for how, files in done:
             for file in files:
-                content = self.journal.get(file)
+                content = self.sent.get(file)
                 assert content is not None
                 self._set(file, how, content.sha256, content.size, content)
         self.to_port, self.to_move = [], []
 
     def _is_held(self, file: str, sha256: str) -> bool:
         """Whether the target has it: under its name, or under one it can be copied from."""
-        names = [name for name in self.target.files() if self.target.lfs_sha256(name) == sha256]
+        names = [name for name, held in self.target.files().items() if held.digest == sha256]
         if file in names:
             self._set(file, "kept", sha256, self.target.files()[file].size, None)
         elif names:
             self._copy(file, sha256, self.target, names[0])
         return bool(names)
 
-    def _copy(self, file: str, sha256: str, source: Remote, name: str) -> None:
+    def _copy(self, file: str, sha256: str, source: HubRepo, name: str) -> None:
         content = Copied(source.repo, source.sha, name)
         self._set(file, "copied", sha256, source.files()[name].size, content)
 

@@ -7,20 +7,80 @@ from pathlib import Path
 
 from bot import sandbox
 from bot.context import Artefact, Context, Job
+from bot.hub import Hub
 from bot.inputs import Inputs, patch_folder
-from porting import Folder
+from bot.remote import remote
+from judging.task import read_task
+from porting import Folder, read_layout
 from porting.errors import PortllmError
+from porting.source import sha256
 
 PART = re.compile(r"(merged|adapter)/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:
-    """Write the artefact to the port's work folder; returns sha256 by path below it."""
-    made = artefact(context, job)
-    for folder in (made.merged, made.adapter):
+def make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str] | None:
+    """Write the artefact to the port's work folder; returns sha256 by path below it.
+
+    None where that is left to whoever publishes it: nothing of it is judged, so that nobody needs
+    the whole of a model that is in several files.
+    """
+    if is_spread(context.hub, job) and read_task(job.patch(context.hub), context.hub.data) is None:
+        return None
+    return _make(context, job, scale, report)
+
+
+def ready(
+    context: Context,
+    job: Job,
+    scale: float,
+    made: dict[str, str] | None,
+    report: sandbox.Report,
+) -> dict[str, str]:
+    """Have the artefact on this disk, also where another machine has made it; returns as `make`.
+
+    Args:
+        made: what was judged.
+
+    Raises:
+        PortllmError: it does not come out as what was judged.
+    """
+    if made is not None and all(is_made(context, job, part, made) for part in made):
+        return made
+    again = _make(context, job, scale, report)
+    check_made(job.key, again, made)
+    return again
+
+
+def is_made(context: Context, job: Job, part: str, made: dict[str, str]) -> bool:
+    """Whether this part of what was judged is on this disk."""
+    path = artefact(context, job).folder / part
+    return part in made and path.is_file() and sha256(path) == made[part]
+
+
+def check_made(name: str, again: dict[str, str], made: dict[str, str] | None) -> None:
+    """Raises PortllmError where what was made again is not what was judged."""
+    if made is None or again == made:
+        return
+    unlike = sorted(part for part in {*made, *again} if made.get(part) != again.get(part))
+    raise PortllmError(
+        f"{name} was made again to be published, and is not what was judged: {', '.join(unlike)}. "
+        "Nothing was published."
+    )
+
+
+def is_spread(hub: Hub, job: Job) -> bool:
+    """Whether its files are made and sent one by one, by whoever is free."""
+    if job.form == "adapter":
+        return False
+    return len(read_layout(remote(hub, job.new_repo, job.new_sha)).files) > 1
+
+
+def _make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:
+    folder = artefact(context, job).folder
+    for form in ("merged", "adapter") if job.form == "both" else (job.form,):
         # Finished by an attempt that died before it could say so: made again, for its digests.
-        shutil.rmtree(folder, ignore_errors=True)
-    return make_in(made.folder, scaled(job.inputs(context.hub), scale, made.folder), report)
+        shutil.rmtree(folder / form, ignore_errors=True)
+    return make_in(folder, scaled(job.inputs(context.hub), scale, folder), report)
 
 
 def scaled(inputs: Inputs, scale: float, work: Path) -> Inputs:

@@ -4,13 +4,14 @@ The commit's message carries the port's key, which is how an attempt that died r
 committing is recognised.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bot.content import Content
 from bot.context import Context, Job
 from bot.describe import describe, left_over
-from bot.hub import MAIN, PULL_REQUEST, Hub, HubRepo, Published
-from bot.port import artefact, parts
+from bot.hub import Hub, HubRepo, Published
+from bot.requests import ask, close_open, follow_up
 from judging.evidence import Evidence
 from patch_cards import lock
 from porting.errors import Refused
@@ -18,6 +19,8 @@ from porting.errors import Refused
 if TYPE_CHECKING:  # SciPy takes a second to import
     from judging.verdict import Verdict
 
+# From what stands somewhere: the port's content on top of it, and the sha256 of all its files.
+Contents = Callable[[HubRepo], tuple[dict[str, Content], dict[str, str]]]
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx")
 
 
@@ -57,7 +60,7 @@ def is_closed(hub: Hub, job: Job) -> bool:
 def publish(
     context: Context,
     job: Job,
-    digests: dict[str, str],
+    contents: Contents,
     evidence: Evidence,
     verdict: "Verdict",
 ) -> Published:
@@ -65,30 +68,24 @@ def publish(
     hub, publisher = context.hub, context.publisher
     publisher.create(job.to_repo, private=is_closed(hub, job))
     check_target(hub, job)
-    asks = verdict.action == "ask"
-    if asks:
-        for request in hub.pull_requests(job.to_repo):
-            if request.title == job.title:
-                return Published(sha="", url=request.url)
-    elif (done := hub.commit_with(job.to_repo, job.trailer)) is not None:
-        publisher.tag(job.to_repo, job.tag, done)
-        return Published(sha=done, url=hub.url(job.to_repo, job.tag))
-    target = publisher.state(job.to_repo)
-    folder, made = artefact(context, job).folder, parts(job.form, digests)
-    content: dict[str, Content] = {name: folder / part for name, part in made.items()}
-    files = {name: digests[part] for name, part in made.items()}
     patch = job.patch(hub)
-    content |= describe(hub, job, patch, target, files, verdict.model_dump(), evidence)
-    published = publisher.commit(
-        job.to_repo,
-        add=content,
-        delete=left_over(target, set(content)),
-        title=job.title,
-        description=f"{verdict.reason}\n\n{job.trailer}",
-        parent=target.sha,
-        to=PULL_REQUEST if asks else MAIN,
-    )
-    if asks:
-        return published
-    publisher.tag(job.to_repo, job.tag, published.sha)
-    return Published(sha=published.sha, url=hub.url(job.to_repo, job.tag))
+
+    def changes(target: HubRepo) -> tuple[dict[str, Content], list[str]]:
+        content, files = contents(target)
+        described = describe(hub, job, patch, target, files, verdict.model_dump(), evidence)
+        return content | described, left_over(target, {*files, *described})
+
+    follow_up(context, job.to_repo)  # what was asked before may be answered
+    target = publisher.state(job.to_repo)
+    if verdict.action == "ask":
+        return ask(context, job, verdict.reason, target, changes)
+    # Looked for below the commit that ours goes on top of: a late answer can't hide it there.
+    done = hub.commit_with(job.to_repo, job.trailer, target.sha) if target.sha else None
+    if done is None:
+        add, delete = changes(target)
+        description = f"{verdict.reason}\n\n{job.trailer}"
+        done = publisher.commit(job.to_repo, add, delete, job.title, description, target.sha).sha
+    publisher.tag(job.to_repo, job.tag, done)
+    url = hub.url(job.to_repo, job.tag)
+    close_open(context, job, target, f"A newer port is on main: {url}. So this is closed.")
+    return Published(sha=done, url=url)

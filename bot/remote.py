@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from bot.hub import Hub, HubRepo
@@ -58,13 +59,19 @@ class Remote(HubRepo):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as out:
                 os.truncate(out.fileno(), self.files()[file].size)
-        for (file, start, _), content in self._ranges.items():
+        for (file, start, _), content in list(self._ranges.items()):  # other threads read on
             if (folder / file).exists():
                 _write(folder / file, start, content)
         for tensor in tensors:
             for start in range(tensor.start, tensor.end, STEP):
                 content = super().read(tensor.file, start, min(start + STEP, tensor.end))
                 _write(folder / tensor.file, start, content)
+
+
+@lru_cache(maxsize=8)
+def remote(hub: Hub, repo: str, sha: str) -> Remote:
+    """The repo with all that this process has read of it: a commit never changes."""
+    return Remote(hub, repo, sha)
 
 
 def _write(path: Path, start: int, content: bytes) -> None:

@@ -1,14 +1,15 @@
 """What need not be made again: shards that the port before this one made of the same inputs."""
 
 from bot.context import ENGINE, Job
-from bot.remote import Remote
+from bot.hub import HubRepo
+from bot.remote import remote
 from patch_cards import lock
 from porting import Plan, Source, plan
 from porting.errors import Refused
 
 
 def made_before(
-    job: Job, made: Plan, base: Remote, patch: Source, old: Remote, target: Remote
+    job: Job, scale: float, made: Plan, base: HubRepo, patch: Source, old: Source, target: HubRepo
 ) -> dict[str, str]:
     """sha256 of the files of `target` that are what this port would make of the same shard.
 
@@ -22,12 +23,13 @@ def made_before(
         locked.engine == ENGINE
         and locked.form in ("merged", "both")
         and locked.policy == job.policy
+        and locked.scale == scale
         and (locked.patch.repo, locked.patch.sha) == (job.patch_repo, job.patch_sha)
         and (locked.old_base.repo, locked.old_base.sha) == (job.old_repo, job.old_sha)
     )
     if not same:
         return {}
-    then = Remote(base.hub, locked.new_base.repo, locked.new_base.sha)
+    then = remote(base.hub, locked.new_base.repo, locked.new_base.sha)
     try:
         before = plan(then, patch, as_="merged", old_base=old, policy=job.policy)
     except Refused:  # that base may be gone by now

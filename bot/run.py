@@ -1,43 +1,95 @@
-"""The bot as a process: it watches, begins what is due, works, and hands work back at the end."""
+"""The bot as a process: it watches, begins what is due, works, and hands work back at the end.
+
+With Postgres there may be many. All of them work; of those that can watch, one does.
+"""
 
 import fcntl
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import NoReturn
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from dbos import DBOS
+from sqlalchemy.exc import OperationalError
 
 from bot.context import Context
-from bot.dispatch import dispatch, is_busy, recover, register_queues
-from bot.watch import look
+from bot.dispatch import dispatch, is_busy, register_queues
+from bot.hub.limiter import Limiter, install
+from bot.recovery import recover
+from bot.requests import follow_up
+from bot.settings import Settings
+from bot.watch import Lookout, look
+from bot.workers import LIMIT, Claims, Pulse, hand_back, sweep, take_over
 from bot.workflow import Bot, configure
 from porting.errors import UsageError
 from registry.following import followed_bases
+from registry.workers import watches
 
 log = logging.getLogger("portllm")
 
 DISPATCH_SECONDS = 0.5
-ROSTER_SECONDS = 5.0  # how soon a new subscription's base is watched
+TURN_SECONDS = 5.0  # how soon a new subscription's base is watched, and a dead worker missed
+TIDY_SECONDS = 60.0
+STOP_SECONDS = 9.0  # in which a process that is told to stop is gone, whatever hangs
 
 
 def run_once(context: Context) -> None:
     """Look at every base once, and return when everything that follows from it is done."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _stop())
-    wait = threading.Event()
-    with _launched(context) as bot:
+    stop = _told_to_stop()
+    with _launched(context) as running:
         for base_id in followed(context):
+            if stop.is_set():
+                running.end()
             look(context, base_id)
-        dispatch(context, bot)
+        follow_up(context)
+        recover(context)
+        dispatch(context, running.bot)
         while is_busy(context):
-            wait.wait(0.2)
-            dispatch(context, bot)
+            if stop.wait(0.2):
+                running.end()
+            take_over(context)
+            dispatch(context, running.bot)
+
+
+def run_forever(context: Context) -> None:
+    """Watch and work until told to stop (Ctrl-C, SIGTERM). What is unfinished goes on elsewhere,
+    or at the next start."""
+    stop = _told_to_stop()
+    with _launched(context) as running:
+        watch = _Watch(context, running.bot, Lookout(context, running.limiter))
+        for job, seconds in (
+            (watch.turn, min(TURN_SECONDS, context.settings.poll_seconds)),
+            (watch.look, min(TURN_SECONDS, context.settings.poll_seconds)),
+            (watch.dispatch, DISPATCH_SECONDS),
+            (watch.recover, TIDY_SECONDS),
+            (watch.follow_up, TIDY_SECONDS),
+        ):
+            _repeat(running.scheduler, job.__name__, job, seconds)
+        stop.wait()
+        running.end()
+
+
+def work(context: Context) -> None:
+    """Work until told to stop, on what others begin. Raises UsageError where there can't be any."""
+    if not context.settings.is_shared:
+        raise UsageError(
+            "A worker shares a database with others: set PORTLLM_DATABASE_URL=postgresql://... "
+            "Alone, portllm bot run does all the work."
+        )
+    stop = _told_to_stop()
+    with _launched(context) as running:
+        log.info("Working, as %s.", context.settings.worker)
+        stop.wait()
+        running.end()
 
 
 def followed(context: Context) -> list[int]:
@@ -46,71 +98,145 @@ def followed(context: Context) -> list[int]:
         return [base.id for base in followed_bases(session)]
 
 
-def run_forever(context: Context) -> None:
-    """Watch until told to stop (Ctrl-C, SIGTERM). Unfinished work goes on at the next start."""
+@dataclass
+class _Watch:
+    """What one process does for all: looks at the bases, and begins what is due."""
+
+    context: Context
+    bot: Bot
+    lookout: Lookout
+    is_ours: bool = False
+
+    def turn(self) -> None:
+        """Watch where nobody else does, and see to it that every followed base is looked at."""
+        settings = self.context.settings
+        with self.context.database.session() as session:
+            ours = watches(session, settings.worker, LIMIT)
+        if ours and not self.is_ours:
+            recover(self.context)
+            count = len(followed(self.context))
+            log.info("Watching, every %g s. Bases: %d.", settings.poll_seconds, count)
+        elif self.is_ours and not ours:
+            log.warning("Another bot watches now; this one goes on working.")
+        self.is_ours = ours
+        if ours:
+            take_over(self.context)
+
+    def look(self) -> None:
+        if self.is_ours:
+            self.lookout.look_at_due()
+
+    def dispatch(self) -> None:
+        if self.is_ours:
+            dispatch(self.context, self.bot)
+
+    def recover(self) -> None:
+        if self.is_ours:
+            recover(self.context)
+
+    def follow_up(self) -> None:
+        if self.is_ours:
+            follow_up(self.context)
+
+
+def _repeat(
+    scheduler: BackgroundScheduler,
+    name: str,
+    job: Callable[[], None],
+    seconds: float,
+) -> None:
+    """Do it now and every so many seconds."""
+
+    def done() -> None:
+        try:
+            job()
+        except OperationalError as error:
+            log.warning("The database can't be used: %s It is tried again.", error.orig)
+
+    scheduler.add_job(
+        done,
+        "interval",
+        id=name,
+        seconds=seconds,
+        coalesce=True,
+        next_run_time=datetime.now(UTC),
+    )
+
+
+def _told_to_stop() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM. If nobody heeds it in time, the process ends all the same."""
     stop = threading.Event()
+
+    def told(*_: object) -> None:
+        stop.set()
+        late = threading.Timer(STOP_SECONDS, os._exit, [0])
+        late.daemon = True
+        late.start()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    every = context.settings.poll_seconds
-    scheduler = BackgroundScheduler(timezone=UTC)
-
-    with _launched(context) as bot:
-
-        def roster() -> None:
-            wanted = {f"base-{base_id}": base_id for base_id in followed(context)}
-            known = {job.id for job in scheduler.get_jobs()} - {"roster", "dispatch"}
-            for job_id in known - wanted.keys():
-                scheduler.remove_job(job_id)
-            for job_id in wanted.keys() - known:
-                scheduler.add_job(
-                    look,
-                    "interval",
-                    args=[context, wanted[job_id]],
-                    id=job_id,
-                    seconds=every,
-                    jitter=every / 10,
-                    coalesce=True,
-                    next_run_time=datetime.now(UTC),
-                )
-
-        for job_id, job, seconds in (
-            ("roster", roster, min(every, ROSTER_SECONDS)),
-            ("dispatch", lambda: dispatch(context, bot), DISPATCH_SECONDS),
-        ):
-            scheduler.add_job(
-                job,
-                "interval",
-                id=job_id,
-                seconds=seconds,
-                coalesce=True,
-                max_instances=1,
-                next_run_time=datetime.now(UTC),
-            )
-        scheduler.start()
-        log.info("Watching, every %g s. Bases: %d.", every, len(followed(context)))
-        stop.wait()
-        _stop()
+        signal.signal(number, told)
+    return stop
 
 
-def _stop() -> NoReturn:
-    log.info("Stopped. What is unfinished goes on when the bot is started again.")
-    logging.shutdown()
-    # Every step is checkpointed, so nothing is gained by waiting for one that takes minutes.
-    os._exit(0)
+@dataclass
+class _Running:
+    """What runs in this process."""
+
+    context: Context
+    bot: Bot
+    dbos: DBOS
+    pulse: Pulse
+    scheduler: BackgroundScheduler
+    limiter: Limiter
+
+    def end(self) -> NoReturn:
+        """Hand back what is begun, and end the process.
+
+        Every step is checkpointed, so nothing is gained by waiting for one that takes minutes.
+        """
+        hand_back(self.context, self.dbos, self.pulse)
+        goes_on = "elsewhere" if self.context.settings.is_shared else "at the next start"
+        log.info("Stopped. What is unfinished goes on %s.", goes_on)
+        logging.shutdown()
+        os._exit(0)
 
 
 @contextmanager
-def _launched(context: Context) -> Iterator[Bot]:
-    context.settings.home.mkdir(parents=True, exist_ok=True)
-    with (context.settings.home / "bot.lock").open("w") as lock:
+def _launched(context: Context) -> Iterator[_Running]:
+    settings = context.settings
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if settings.is_shared else _alone(settings):
+        shutil.rmtree(settings.scratch, ignore_errors=True)
+        settings.scratch.mkdir(parents=True)
+        tempfile.tempdir = str(settings.scratch)
+        pulse = Pulse(context)
+        pulse.start()
+        dbos = configure(context)
+        limiter = Limiter()
+        install(limiter, context.hub.endpoint)
+        scheduler = BackgroundScheduler(timezone=UTC)
+        running = _Running(context, Bot(context), dbos, pulse, scheduler, limiter)
+        DBOS.launch()
+        register_queues(context)
+        sweep(context)
+        scheduler.start()
+        _repeat(scheduler, "sweep", partial(sweep, context), TIDY_SECONDS)
+        _repeat(scheduler, "claims", partial(Claims().check, context), TIDY_SECONDS)
+        yield running
+        scheduler.shutdown()
+        sweep(context)
+        DBOS.destroy()
+        pulse.leave()
+        tempfile.tempdir = None
+        shutil.rmtree(settings.scratch)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Raises UsageError where another bot works with the same files."""
+    with (settings.home / "bot.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"Another bot runs on {context.settings.home}.") from error
-        configure(context)
-        bot = Bot(context)
-        DBOS.launch()
-        register_queues(context)
-        recover(context)
-        yield bot
-        DBOS.destroy()
+            raise UsageError(f"Another bot runs on {settings.home}.") from error
+        yield

@@ -1,18 +1,20 @@
 """Runs what reads strangers' files in a process of its own, without a token, told to stay offline.
 
 The child gets a job on its command line and answers in JSON lines: `{"progress": ...}` while it
-works, `{"result": ...}` or `{"refused": ...}` at the end. It ends itself when its standard input
-closes, so that it never outlives a bot that was killed.
+works, `{"result": ...}`, `{"refused": ...}` or `{"broken": ...}` at the end. It ends itself when
+its standard input closes, so that it never outlives a bot that was killed.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
+from bot.machine import MachineError
 from porting.errors import PortllmError, Refused
 
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -46,6 +48,7 @@ def run(
 
     Raises:
         Refused: the job's inputs are refused.
+        MachineError: the process was killed, or has no room.
         PortllmError: the process failed; the message ends with its last words.
     """
     with tempfile.TemporaryDirectory(prefix="portllm-") as scratch:
@@ -56,6 +59,8 @@ def run(
             "HF_HOME": str(cache or scratch),
             "TMPDIR": scratch,
             "TOKENIZERS_PARALLELISM": "false",
+            # Threads that wait for each other by spinning are ten times slower on a busy machine.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TQDM_DISABLE": "1",  # the last words of a process that fails are to be its reason
         } | ({} if online else OFFLINE)
         with (
@@ -80,7 +85,12 @@ def run(
                     return message["result"]
                 elif "refused" in message:
                     raise Refused(message["refused"])
+                elif "broken" in message:
+                    raise MachineError(message["broken"])
             child.wait()
+            if child.returncode < 0:
+                name = signal.Signals(-child.returncode).name
+                raise MachineError(f"The computing process was ended by {name}: is memory short?")
             errors.seek(max(0, errors.tell() - 2000))
             words = errors.read().decode("utf-8", "replace").strip()
     raise PortllmError(f"The computing process ended with {child.returncode}: {words[-1500:]}")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -29,11 +29,15 @@ class Settings(BaseSettings):
         description="`postgresql://...`, for many workers; SQLite files in `home` if unset.",
     )
     poll_seconds: float = Field(
-        default=300.0, gt=0, description="Seconds between two looks at a followed base."
+        default=300.0,
+        gt=0,
+        description="Seconds between two looks at a base that has just moved, at least.",
     )
-
     pushes_per_hour: int = Field(
         default=60, gt=0, description="Ports that are pushed to the Hub per hour, at most."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="What the Hub says with its events, so that we know them."
     )
 
     @property
@@ -61,6 +65,11 @@ class Settings(BaseSettings):
     def lm_eval(self) -> Path:
         """Where the data of lm-eval's own tasks are kept."""
         return self.home / "lm-eval"
+
+    @property
+    def scratch(self) -> Path:
+        """What this process alone needs, and nobody after it."""
+        return self.home / "scratch" / self.worker
 
     def work(self, key: str) -> Path:
         """The folder in which the port `key` is made."""

@@ -7,29 +7,71 @@ is to be seen; killed before it, the next attempt goes on with what was not uplo
 import fcntl
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bot.content import Content
 from bot.context import Job
 from bot.describe import describe, left_over
 from bot.files import patch_files
-from bot.hub import Forgotten, NotCopied, Published, Publisher
+from bot.hub import Forgotten, HubRepo, NotCopied, Published, Publisher
 from bot.inputs import Inputs, needs_old_base
 from bot.journal import Journal
-from bot.parts import Parts
+from bot.parts import Parts, Sent
 from bot.plan import check_change
 from bot.publish import check_target, is_closed
 from bot.remote import Remote
 from bot.reuse import made_before
 from bot.sandbox import Report
 from bot.shards import Shards
-from porting import Folder, read_adapter
+from porting import Folder, Plan, read_adapter
 from porting.errors import HubError, Refused, UsageError
 
 VERDICT = {
     "action": "not judged",
     "reason": "It was published by hand, and nothing was measured.",
 }
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A merged port that is never on a disk as a whole: `patch` is, and of the bases what is read.
+
+    Attributes:
+        old: the base that the patch was trained on.
+    """
+
+    job: Job
+    base: Remote
+    old: Remote
+    patch: Folder
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Inputs(self.base, self.patch, self.old, "merged", self.job.policy).plan
+
+    def parts(self, target: HubRepo, sent: Sent, known: dict[str, str]) -> Parts:
+        """What the commit on top of `target` consists of; `known` are sha256 that will come out."""
+        parts = Parts(self.job, self.base, target, sent)
+        parts.decide(self.plan, known)
+        return parts
+
+    def made_before(self, scale: float, target: HubRepo) -> dict[str, str]:
+        return made_before(self.job, scale, self.plan, self.base, self.patch, self.old, target)
+
+    def shards(self, publisher: Publisher, work: Path, journal: Journal, report: Report) -> Shards:
+        compared = needs_old_base(read_adapter(self.patch), self.job.policy)
+        return Shards(
+            self.job,
+            self.plan,
+            publisher,
+            self.base,
+            self.old if compared else None,
+            self.patch.path,
+            work,
+            journal,
+            report,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,21 +115,18 @@ def _publish(
     base = Remote(hub, job.new_repo, job.new_sha)
     old = Remote(hub, job.old_repo, job.old_sha)
     check_change(old, base)
-    local = _fetch(patch, work / "patch")
-    plan = Inputs(base, local, old, job.form, job.policy).plan
+    stream = Stream(job, base, old, _fetch(patch, work / "patch"))
 
     publisher.create(job.to_repo, private or is_closed(hub, job))
     check_target(hub, job)
     target = Remote(hub, job.to_repo, hub.head(job.to_repo))
     journal = Journal(work / "journal.json")
-    parts = Parts(job, base, target, journal)
-    parts.decide(plan, made_before(job, plan, base, local, old, target))
-    needed = old if needs_old_base(read_adapter(local), job.policy) else None
-    shards = Shards(job, plan, publisher, base, needed, local.path, work, journal, report)
+    parts = stream.parts(target, journal, stream.made_before(1.0, target))
+    shards = stream.shards(publisher, work, journal, report)
     shards.upload(parts.to_port, parts.to_move)
     parts.uploaded()
 
-    described = describe(hub, job, local, target, parts.digests, VERDICT, None)
+    described = describe(hub, job, stream.patch, target, parts.digests, VERDICT, None)
 
     def commit() -> Published:
         check_target(hub, job)  # hours may have passed

@@ -29,7 +29,7 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     patch, new, old = job.patch(hub), job.new_base(hub), job.old_base(hub)
     own = read_task(patch, hub.data)
     if own is None:
-        return Evidence(engine=SCORER)
+        return Evidence(engine=SCORER, scale=choice.scale)
     cache = context.settings.lm_eval
     own = trial.with_data(own, cache, report)
     tasks = [own, *guard()]

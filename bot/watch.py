@@ -15,7 +15,7 @@ from registry.status import shown
 log = logging.getLogger("portllm")
 
 
-class Watch:
+class Lookout:
     """The looks of one process: it learns what they cost, and keeps within the Hub's quota."""
 
     def __init__(self, context: Context, limiter: Limiter) -> None:
@@ -61,13 +61,13 @@ def _see(context: Context, base_id: int, found: list[Head] | PortllmError) -> No
             releases = observe(session, base_id, found)
         else:
             base.problem = problem
-            log.warning("%s: %s", name, problem)
+            log.warning("%s: %s", name, problem, extra={"base": name})
         base.looked_at = now()
         cadence = Cadence(context.settings.poll_seconds)
         base.due_at = cadence.due_at(base_id, base.looked_at, base.changed_at)
         names = [release.name for release in releases]
     for release in names:
-        log.info("%s moved to %s", name, release)
+        log.info("%s moved to %s", name, release, extra={"base": name, "release": release})
 
 
 def _problem(base: Base, found: list[Head] | PortllmError) -> str | None:

@@ -13,35 +13,44 @@ from typing import Any
 from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance
 
 from bot.classify import classify_release, subscriptions_to_port
+from bot.content import Uploaded
 from bot.context import Context, Job, job_of, load_job
-from bot.failure import STEP, Blame, Cancelled, fail_port, fail_release, failure, is_expected
+from bot.controls import held
+from bot.failure import STEP, Blame, Cancelled, Held, fail_port, fail_release, failure, is_expected
+from bot.hub import NotCopied
+from bot.logs import tell
 from bot.plan import plan_port
 from bot.port import make, remove_work
 from bot.progress import reporter
 from bot.publish import publish
 from bot.scale import Choice, choose
+from bot.spread import Assembly, Unsent, send
 from bot.validate import measure
+from bot.workers import known_here, pushing
 from judging.evidence import Evidence
 from judging.verdict import Verdict, judge
 from registry.following import times_before
-from registry.models import Port, PortState, Release, Subscription, now
-from registry.ports import create_ports, note, update_port
+from registry.models import Port, PortState, Release, now
+from registry.ports import create_ports, note, update_port, with_patches
+from registry.scene import paused
 
 log = logging.getLogger("portllm")
 
+# DBOS numbers the steps of a workflow: raise this when their order changes. What is unfinished then
+# is begun anew; otherwise a later version of ours goes on with it.
+VERSION = "4"
+SHARDS = "shards"
 END_STATES = {"publish": PortState.PUBLISHED, "ask": PortState.ASKED}
 STOPPED = (PortState.CANCELLED, PortState.WITHDRAWN)
 
 
-def configure(context: Context) -> None:
+def configure(context: Context) -> DBOS:
     """Prepare DBOS on the context's database. Call once per process, before `Bot` and `launch`."""
-    DBOS(
+    return DBOS(
         config=DBOSConfig(
             name="portllm",
             system_database_url=context.settings.memory_url,
-            # Unfinished work is taken up by a later version too. DBOS numbers the steps of a
-            # workflow: raise this when their order changes.
-            application_version="3",
+            application_version=VERSION,
             executor_id=context.settings.worker,
             log_level="ERROR",
         )
@@ -57,10 +66,11 @@ class Bot(DBOSConfiguredInstance):
         self.context = context
 
     @DBOS.workflow(name="release")
+    @known_here
     def release(self, release_id: int, attempt: int) -> None:
         try:
-            self.classify(release_id)
-            self.begin_ports(release_id)
+            facts = self.classify(release_id)
+            self.begin_ports(release_id, facts)
         except Exception as error:
             # Whatever it was, the subscriptions say so; a bug is DBOS's to record as well.
             self.give_up(release_id, attempt, *failure(error))
@@ -68,29 +78,32 @@ class Bot(DBOSConfiguredInstance):
                 raise
 
     @DBOS.step(name="classify", **STEP)
-    def classify(self, release_id: int) -> None:
-        classify_release(self.context, release_id)
+    def classify(self, release_id: int) -> dict[str, str]:
+        found = classify_release(self.context, release_id)
         with self.context.database.session() as session:
-            release = session.get_one(Release, release_id)
-            log.info("%s: %s", release.name, release.reason)
+            log.info("%s: %s", session.get_one(Release, release_id).name, found.reason)
+        return asdict(found)
 
     @DBOS.step(name="create ports", **STEP)
-    def begin_ports(self, release_id: int) -> None:
-        wanted = subscriptions_to_port(self.context, release_id)
+    def begin_ports(self, release_id: int, facts: dict[str, str]) -> None:
+        wanted = subscriptions_to_port(self.context, release_id, facts["change"])
         with self.context.database.session() as session:
             release = session.get_one(Release, release_id)
             again = times_before(session, release)
-            jobs = {
-                id: asdict(job_of(session.get_one(Subscription, id), release, again))
-                for id in wanted
-            }
+            found = with_patches(session, wanted)
+            jobs = {each.id: vars(job_of(each, release, again)) for each in found}
+            # Together with its ports: what is said to be classified has them all. Only from here on
+            # others who write have to wait.
+            for name, value in facts.items():
+                setattr(release, name, value)
             create_ports(session, release_id, jobs)
 
-    @DBOS.step(name="give up")
+    @DBOS.step(name="give up", **STEP)
     def give_up(self, release_id: int, attempt: int, blame: Blame, sentence: str) -> None:
         fail_release(self.context, release_id, attempt, blame, sentence)
 
     @DBOS.workflow(name="port")
+    @known_here
     def port(self, key: str, attempt: int) -> None:
         """Everything up to the verdict."""
         try:
@@ -103,16 +116,31 @@ class Bot(DBOSConfiguredInstance):
             self._ended(key, attempt, error)
 
     @DBOS.workflow(name="publication")
+    @known_here
     def publication(self, key: str, attempt: int) -> None:
         """What follows a verdict that is not to reject."""
         try:
-            self.publish(key, attempt)
+            sent: dict[str, dict[str, Any]] = {}
+            while files := self.publish(key, attempt, sent):
+                begun = {
+                    file: DBOS.enqueue_workflow(SHARDS, self.shard, key, attempt, file)
+                    for file in files
+                }
+                sent |= {file: shard.get_result() for file, shard in begun.items()}
             self.tidy(key)
         except Exception as error:
             self._ended(key, attempt, error)
 
+    @DBOS.workflow(name="shard")
+    @known_here
+    def shard(self, key: str, attempt: int, file: str) -> dict[str, Any]:
+        """One file of a publication, sent: `bot.content.Uploaded`. Its failure is the whole's."""
+        return self.send(key, attempt, file)
+
     def _ended(self, key: str, attempt: int, error: Exception) -> None:
-        if isinstance(error, Cancelled):
+        if isinstance(error, Held):
+            self.hand_back(key, attempt)
+        elif isinstance(error, Cancelled):
             self.stop(key, attempt, str(error))
         else:
             self.fail(key, attempt, *failure(error))
@@ -121,6 +149,7 @@ class Bot(DBOSConfiguredInstance):
 
     @DBOS.step(name="plan", **STEP)
     def plan(self, key: str, attempt: int) -> None:
+        self._check_time(key)
         job = self._begin(key, attempt, "plan", "Checking that the patch fits.")
         log.info("%s: %s", key, plan_port(self.context, job))
 
@@ -142,11 +171,12 @@ class Bot(DBOSConfiguredInstance):
         job = self._begin(key, attempt, "validate", doing)
         return measure(self.context, job, Choice(**choice), reporter(key)).model_dump()
 
-    @DBOS.step(name="judge")
+    @DBOS.step(name="judge", **STEP)
     def judge(self, key: str, attempt: int, evidence: dict[str, Any]) -> None:
+        tell(step="judge")
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
-            if port.attempt != attempt or port.verdict is not None:
+            if port.attempt != attempt or port.verdict is not None or port.state in STOPPED:
                 return  # judged, and maybe published, before this step's end was recorded
         verdict = judge(Evidence.model_validate(evidence), self.job(key).judged_by)
         log.info("%s: %s: %s", key, verdict.action, verdict.reason)
@@ -164,14 +194,26 @@ class Bot(DBOSConfiguredInstance):
             remove_work(self.context, key)
 
     @DBOS.step(name="publish", **STEP)
-    def publish(self, key: str, attempt: int) -> None:
+    def publish(self, key: str, attempt: int, sent: dict[str, dict[str, Any]]) -> list[str]:
+        """Returns the files that have to be sent first; none once it is published."""
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
-            judged, decided = port.evidence, Verdict.model_validate(port.verdict)
-            made = port.made
+            if port.attempt == attempt and port.published_at is not None:
+                return []  # before this step's end was recorded; and maybe answered since
+            evidence = Evidence.model_validate(port.evidence)
+            decided = Verdict.model_validate(port.verdict)
+            judged = port.made
+        self._check_time(key, is_begun=bool(sent))
         job = self._begin(key, attempt, "publish", decided.reason)
-        evidence = Evidence.model_validate(judged)
-        published = publish(self.context, job, made or {}, evidence, decided)
+        uploaded = {file: Uploaded(**each) for file, each in sent.items()}
+        assembly = Assembly(self.context, job, evidence.scale, judged, uploaded, reporter(key))
+        try:
+            with pushing:
+                published = publish(self.context, job, assembly.contents, evidence, decided)
+        except Unsent as unsent:
+            return unsent.files
+        except NotCopied:
+            return assembly.not_copied()
         log.info("%s: published at %s", key, published.url)
         self._update(
             key,
@@ -180,18 +222,31 @@ class Bot(DBOSConfiguredInstance):
             url=published.url,
             published_sha=published.sha or None,
             published_at=now(),
+            made=assembly.made or judged,
         )
+        return []
 
-    @DBOS.step(name="tidy")
+    @DBOS.step(name="send", **STEP)
+    def send(self, key: str, attempt: int, file: str) -> dict[str, Any]:
+        with self.context.database.session() as session:
+            port = session.get_one(Port, key)
+            if (port.attempt, port.state) != (attempt, PortState.RUNNING):
+                raise Cancelled(port.reason)
+            scale, judged = Evidence.model_validate(port.evidence).scale, port.made
+            note(session, key, f"Sending {file}.")
+        log.info("%s: sending %s", key, file)
+        return asdict(send(self.context, self.job(key), scale, judged, file, reporter(key)))
+
+    @DBOS.step(name="tidy", **STEP)
     def tidy(self, key: str) -> None:
         remove_work(self.context, key)
 
-    @DBOS.step(name="fail")
+    @DBOS.step(name="fail", **STEP)
     def fail(self, key: str, attempt: int, blame: Blame, sentence: str) -> None:
         if not fail_port(self.context, key, attempt, blame, sentence):
             remove_work(self.context, key)
 
-    @DBOS.step(name="stop")
+    @DBOS.step(name="stop", **STEP)
     def stop(self, key: str, attempt: int, reason: str) -> None:
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
@@ -201,10 +256,28 @@ class Bot(DBOSConfiguredInstance):
                 update_port(session, key, state=PortState.CANCELLED, step=None, reason=reason)
         remove_work(self.context, key)
 
+    @DBOS.step(name="hand back", **STEP)
+    def hand_back(self, key: str, attempt: int) -> None:
+        """Its time passed in the queue, so it waits for the next one."""
+        with self.context.database.session() as session:
+            port = session.get_one(Port, key)
+            if port.attempt == attempt and port.state not in STOPPED:
+                state = PortState.JUDGED if port.verdict else PortState.WAITING
+                # A workflow that is over is not begun again under its name.
+                update_port(session, key, state=state, attempt=attempt + 1, due_at=now())
+
+    def _check_time(self, key: str, is_begun: bool = False) -> None:
+        """Raises Held where it may not be begun any more, or, begun, published: a pause came."""
+        with self.context.database.session() as session:
+            found = held(session.get_one(Port, key), now(), paused(session), is_begun)
+        if found is not None:
+            raise Held(found.reason)
+
     def job(self, key: str) -> Job:
         return load_job(self.context.database, key)
 
     def _begin(self, key: str, attempt: int, step: str, reason: str) -> Job:
+        tell(step=step)
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
             if port.attempt != attempt:

@@ -21,6 +21,8 @@ HEAD = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.M
 LONGEST = 64 * 1024  # characters of metadata; a YAML parser takes hours on a hostile megabyte
 DEEPEST = 50  # collections within collections
 FULL = "full"  # the kind of a full-weight delta, which only PortLLM adds to a base
+# The fields of the metadata that are ours, beside the tags.
+GENERATED = ("base_model", "base_model_relation", "library_name", "license", "pipeline_tag")
 BASE_TAG = re.compile("base-[0-9a-f]{7}")  # what earlier ports were tagged with
 
 _templates = Environment(
@@ -73,7 +75,38 @@ def render(facts: CardFacts, existing: str | None = None) -> str:
     metadata, body = _split(existing or "")
     metadata |= _metadata(facts, metadata.get("tags"))
     generated = _templates.get_template("port.md.j2").render(facts=facts)
-    body = _insert(body, f"{BEGIN}\n{generated}{END}")
+    return _join(metadata, _insert(body, f"{BEGIN}\n{generated}{END}"))
+
+
+def restore(former: str, existing: str) -> str:
+    """`existing` with the generated metadata and part of the card `former`, and its own words."""
+    before, then = _split(former)
+    metadata, body = _split(existing)
+    tags = before.get("tags") or []
+    owners = metadata.get("tags")
+    kept = [tag for tag in owners if not _is_base_tag(tag)] if isinstance(owners, list) else []
+    metadata |= {name: before[name] for name in GENERATED if name in before}
+    metadata["tags"] = [*tags, *(tag for tag in kept if tag not in tags)]
+    return _join(metadata, _insert(body, BEGIN + _generated(then) + END))
+
+
+def give_notice(existing: str, notice: str) -> str:
+    """The card with a sentence above everything that is generated; the same one only once."""
+    metadata, body = _split(existing)
+    generated, said = _generated(body), f"\n> {notice}\n"
+    if said not in generated:
+        body = _insert(body, f"{BEGIN}{said}{generated}{END}")
+    return _join(metadata, body)
+
+
+def _generated(body: str) -> str:
+    """What stands between the markers."""
+    return body.partition(BEGIN)[2].partition(END)[0]
+
+
+def _join(metadata: dict[str, Any], body: str) -> str:
+    if not metadata:
+        return body
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"{FENCE}{head}{FENCE}{body}"
 

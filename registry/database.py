@@ -5,20 +5,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATING = 0x706F7274_6C6C6D00  # what the lock of a migration is called: "portllm"
 
 
 class Database:
     """The registry behind `url`, e.g. `sqlite:////home/me/portllm/registry.db`."""
 
     def __init__(self, url: str) -> None:
-        self.engine: Engine = create_engine(url)
-        if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _set_up_sqlite)
+        self.engine: Engine = create_engine(url, pool_pre_ping=True)
+        set_up = _set_up_sqlite if self.engine.dialect.name == "sqlite" else _set_up_postgres
+        event.listen(self.engine, "connect", set_up)
         migrate(self.engine)
 
     @contextmanager
@@ -44,6 +45,8 @@ def migrate(engine: Engine, revision: str = "head", *, down: bool = False) -> No
             connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
             connection.commit()
         with connection.begin():
+            if engine.dialect.name == "postgresql":  # processes that start together take turns
+                connection.execute(select(func.pg_advisory_xact_lock(MIGRATING)))
             config.attributes["connection"] = connection
             (command.downgrade if down else command.upgrade)(config, revision)
         if is_sqlite:
@@ -56,3 +59,11 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _set_up_postgres(connection: DBAPIConnection, _record: Any) -> None:
+    cursor = connection.cursor()
+    # A process that is frozen in the middle of a change does not hold up the others for ever.
+    cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    cursor.close()
+    connection.commit()

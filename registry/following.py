@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import String, and_, cast, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from registry.models import Base, Release, Rule, Subscription, now
@@ -56,7 +56,7 @@ def is_followed(session: Session, base_id: int) -> bool:
 def due_bases(session: Session, at: datetime, most: int) -> list[Base]:
     """Followed bases that are to be looked at, the longest due first."""
     active = exists().where(Subscription.base_id == Base.id, Subscription.ended_at.is_(None))
-    due = select(Base).where(Base.due_at <= at, active).order_by(Base.due_at, Base.id)
+    due = select(Base).where(Base.due_at <= at, active).order_by(Base.due_at)
     return list(session.scalars(due.limit(most)))
 
 
@@ -66,11 +66,15 @@ def followed_bases(session: Session) -> list[Base]:
 
 
 def bases_touched(session: Session, repo: str) -> list[Base]:
-    """Followed bases that a commit to `repo` may be a release of; patterns and trees may be."""
+    """Followed bases that a commit to `repo` may be a release of; the owner's patterns may be.
+
+    So may any tree.
+    """
     active = exists().where(Subscription.base_id == Base.id, Subscription.ended_at.is_(None))
-    wide = Base.rule.in_((Rule.REPOS, Rule.TREE))
-    mine = select(Base).where(or_(Base.repo == repo, Base.head_repo == repo, wide), active)
-    return list(session.scalars(mine))
+    owner = repo.partition("/")[0]
+    pattern = and_(Base.rule == Rule.REPOS, Base.repo.startswith(f"{owner}/", autoescape=True))
+    touched = or_(Base.repo == repo, pattern, Base.rule == Rule.TREE)
+    return list(session.scalars(select(Base).where(touched, active)))
 
 
 def observe(session: Session, base_id: int, heads: list[Head]) -> list[Release]:
@@ -107,9 +111,17 @@ def observe(session: Session, base_id: int, heads: list[Head]) -> list[Release]:
     if moved.rowcount != 1 or head.sha == was.sha:  # type: ignore[attr-defined]
         return []
     release = _release(base, was, head)
+    release.seen_at = _seen_at(session, base_id)
     session.add(release)
     session.flush()
     return [release]
+
+
+def _seen_at(session: Session, base_id: int) -> datetime:
+    """Now; but news to all who are subscribed, even if the clock was set back since they were."""
+    mine = (Subscription.base_id == base_id, Subscription.ended_at.is_(None))
+    newest = session.scalar(select(func.max(Subscription.created_at)).where(*mine))
+    return max(now(), newest or now())
 
 
 def _observe_tree(session: Session, base: Base, heads: list[Head]) -> list[Release]:
@@ -123,6 +135,9 @@ def _observe_tree(session: Session, base: Base, heads: list[Head]) -> list[Relea
         made.append(_release(base, before, head))
     if made:
         base.changed_at = now()
+        at = _seen_at(session, base.id)
+        for release in made:
+            release.seen_at = at
     session.add_all(made)
     session.flush()
     return made
@@ -147,7 +162,8 @@ def _believed(session: Session, base: Base, head: Head) -> bool:
     """Whether a commit that it was at before has stood for long enough to be there again."""
     if not _was_at(session, base.id, head):
         return True
-    if base.doubted_sha != head.sha or base.doubted_at is None:
+    # Doubted in times to come: the clock was set back.
+    if base.doubted_sha != head.sha or base.doubted_at is None or base.doubted_at > now():
         base.doubted_sha, base.doubted_at = head.sha, now()
         return False
     return now() - base.doubted_at >= DOUBT
@@ -175,6 +191,42 @@ def times_before(session: Session, release: Release) -> int:
         Release.sha == release.sha,
     )
     return session.scalar(same) or 0
+
+
+def subscribers(session: Session, release: Release) -> dict[tuple[str, str], list[int]]:
+    """Ids of the subscriptions that the release is news to, by the commit they are settled on.
+
+    Of a popular base there are very many: a row per commit, read from an index alone.
+    """
+    ids = func.aggregate_strings(cast(Subscription.id, String), ",")
+    rows = (
+        select(Subscription.settled_repo, Subscription.settled_sha, ids)
+        .where(
+            Subscription.base_id == release.base_id,
+            Subscription.ended_at.is_(None),
+            Subscription.created_at <= release.seen_at,
+        )
+        .group_by(Subscription.settled_repo, Subscription.settled_sha)
+    )
+    return {
+        (repo, sha): [int(id) for id in joined.split(",")]
+        for repo, sha, joined in session.execute(rows)
+    }
+
+
+def settle(session: Session, release: Release, old: tuple[str, str]) -> None:
+    """Whoever is settled on `old` is on the release as well: it has the same weights."""
+    session.execute(
+        update(Subscription)
+        .where(
+            Subscription.base_id == release.base_id,
+            Subscription.settled_repo == old[0],
+            Subscription.settled_sha == old[1],
+            Subscription.ended_at.is_(None),
+            Subscription.created_at <= release.seen_at,
+        )
+        .values(settled_repo=release.repo, settled_sha=release.sha)
+    )
 
 
 def newest_release(session: Session, base_id: int) -> Release | None:

@@ -45,6 +45,10 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+# Names from one to another are asked for, which no language may order otherwise.
+BY_BYTES = String().with_variant(String(collation="C"), "postgresql")
+
+
 class Record(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -151,8 +155,8 @@ class Subscription(Record):
 
     `policy` is what a patch of class C means on a new base, null for every other one;
     `verdict_policy` what a port has to prove, null for the defaults; `manners` when ports are made
-    (`bot.manners`). It started at `from_repo` at `from_sha`, and is settled on the base of its
-    last judged port.
+    (`bot.manners`), `group_name` the group of these. It started at `from_repo` at `from_sha`, and
+    is settled on the base of its last judged port.
     """
 
     __tablename__ = "subscriptions"
@@ -163,20 +167,30 @@ class Subscription(Record):
             "base_id",
             "settled_repo",
             "settled_sha",
+            "created_at",
             "id",
+            "ended_at",
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index(
+            "ix_subscriptions_grouped",
+            "base_id",
+            "group_name",
+            sqlite_where=text("group_name IS NOT NULL"),
+            postgresql_where=text("group_name IS NOT NULL"),
         ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     patch_id: Mapped[int] = mapped_column(ForeignKey("patches.id"))
     base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
-    to_repo: Mapped[str] = mapped_column(index=True)
+    to_repo: Mapped[str] = mapped_column(BY_BYTES, index=True)
     form: Mapped[str]
     policy: Mapped[str | None]
     verdict_policy: Mapped[dict[str, Any] | None]
     manners: Mapped[dict[str, Any] | None]
+    group_name: Mapped[str | None]
     from_repo: Mapped[str]
     from_sha: Mapped[str]
     settled_repo: Mapped[str]
@@ -216,13 +230,8 @@ class Port(Record):
     __tablename__ = "ports"
     __table_args__ = (
         UniqueConstraint("subscription_id", "release_id"),
-        Index(
-            "ix_ports_open",
-            "state",
-            "due_at",
-            sqlite_where=text("state IN ('waiting', 'queued', 'running', 'judged', 'asked')"),
-            postgresql_where=text("state IN ('waiting', 'queued', 'running', 'judged', 'asked')"),
-        ),
+        Index(None, "release_id", "subscription_id"),
+        Index(None, "state", "due_at"),
     )
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -233,7 +242,7 @@ class Port(Record):
     step: Mapped[str | None]
     reason: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=1)
-    due_at: Mapped[datetime | None]
+    due_at: Mapped[datetime] = mapped_column(default=now)
     evidence: Mapped[dict[str, Any] | None]
     verdict: Mapped[dict[str, Any] | None]
     made: Mapped[dict[str, Any] | None]

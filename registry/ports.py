@@ -1,16 +1,28 @@
 """Ports: begun once per subscription and release, and the log of what became of them."""
 
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Insert, or_, select, update
+from sqlalchemy import Insert, Select, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer, joinedload
 
-from registry.models import Event, Port, PortState, Release, Score, Subscription, now
+from registry.models import Event, Patch, Port, PortState, Release, Rule, Score, Subscription, now
 
 SETTLED = (PortState.PUBLISHED, PortState.ASKED, PortState.REJECTED)
 AT_WORK = (PortState.QUEUED, PortState.RUNNING)
+LOST = (PortState.REJECTED, PortState.REFUSED, PortState.FAILED)
+MANY = 1000  # rows named in one query
+RETRIED = "retry"  # the step of the event that says that it was begun again by hand
+
+
+def with_patches(session: Session, ids: list[int]) -> Iterator[Subscription]:
+    """These subscriptions, their patches read along with them; not all kept at once."""
+    chosen = select(Subscription).options(joinedload(Subscription.patch))
+    for start in range(0, len(ids), MANY):
+        yield from session.scalars(chosen.where(Subscription.id.in_(ids[start : start + MANY])))
 
 
 def create_ports(session: Session, release_id: int, jobs: dict[int, dict[str, Any]]) -> None:
@@ -44,18 +56,25 @@ def ports_in(session: Session, *states: PortState) -> list[Port]:
 
 
 def due_ports(session: Session, state: PortState, at: datetime, most: int = 500) -> list[Port]:
-    """Ports in `state` whose time has come, the longest due first."""
-    due = or_(Port.due_at.is_(None), Port.due_at <= at)
-    chosen = select(Port).where(Port.state == state, due).order_by(Port.due_at, Port.key)
-    return list(session.scalars(chosen.limit(most)))
+    """Ports in `state` whose time has come, the longest due first, with what they are of."""
+    chosen = (
+        select(Port)
+        .where(Port.state == state, Port.due_at <= at)
+        .order_by(Port.due_at)
+        .limit(most)
+        .options(joinedload(Port.subscription), joinedload(Port.release).joinedload(Release.base))
+        .options(defer(Port.evidence))  # it may be long
+    )
+    return list(session.scalars(chosen))
 
 
 def update_port(session: Session, key: str, **changes: Any) -> Port:
     """Change the port; the base of a port that is judged is what its subscription is settled on."""
     port = session.get_one(Port, key)
+    was_settled = port.state in SETTLED
     for name, value in changes.items():
         setattr(port, name, value)
-    if changes.get("state") in SETTLED:
+    if changes.get("state") in SETTLED and not was_settled:
         release, subscription = port.release, port.subscription
         if release.seen_at >= subscription.created_at:
             subscription.settled_repo, subscription.settled_sha = release.repo, release.sha
@@ -72,17 +91,50 @@ def move_port(session: Session, key: str, before: PortState, after: PortState, w
     return bool(moved.rowcount)  # type: ignore[attr-defined]
 
 
-def newer_port(session: Session, port: Port) -> Port | None:
-    """A port of the same subscription on a later release; in a tree, of the same repo."""
-    later = (
-        select(Port)
+def overtaken(session: Session, ports: list[Port]) -> dict[str, Release]:
+    """The newest later release to which the same subscription has a port, by key of these ports.
+
+    A port that is lost or cancelled overtakes none. In a tree, only the same repo's releases do.
+    """
+    rows = session.execute(
+        select(Port.subscription_id, Release)
         .join(Release, Release.id == Port.release_id)
-        .where(Port.subscription_id == port.subscription_id, Port.release_id > port.release_id)
-        .order_by(Port.release_id.desc())
+        .where(
+            Port.subscription_id.in_({port.subscription_id for port in ports}),
+            Port.release_id > min((port.release_id for port in ports), default=0),
+            Port.state.not_in((*LOST, PortState.CANCELLED)),
+        )
+        .order_by(Release.id)
     )
-    if port.release.base.rule == "tree":
-        later = later.where(Release.repo == port.release.repo)
-    return session.scalars(later.limit(1)).first()
+    later: defaultdict[int, list[Release]] = defaultdict(list)
+    for subscription_id, release in rows:
+        later[subscription_id].append(release)
+    return {
+        port.key: release
+        for port in ports
+        for release in later[port.subscription_id]
+        if release.id > port.release_id
+        and (release.base.rule != Rule.TREE or release.repo == port.release.repo)
+    }
+
+
+def grouped(session: Session, ports: list[Port]) -> dict[tuple[int, str], list[Port]]:
+    """All ports of the releases and groups that these are of, by release and group."""
+    some = [port for port in ports if port.subscription.group_name is not None]
+    chosen = (
+        select(Port)
+        .join(Subscription, Subscription.id == Port.subscription_id)
+        .where(
+            Subscription.base_id.in_({port.release.base_id for port in some}),
+            Subscription.group_name.in_({port.subscription.group_name for port in some}),
+            Port.release_id.in_({port.release_id for port in some}),
+        )
+        .options(joinedload(Port.subscription).joinedload(Subscription.patch))
+    )
+    found: defaultdict[tuple[int, str], list[Port]] = defaultdict(list)
+    for port in session.scalars(chosen):
+        found[port.release_id, port.subscription.group_name or ""].append(port)
+    return found
 
 
 def newest_port(session: Session, subscription: Subscription) -> Port | None:
@@ -92,10 +144,38 @@ def newest_port(session: Session, subscription: Subscription) -> Port | None:
     return session.scalars(chosen.order_by(Port.release_id.desc()).limit(1)).first()
 
 
+def newest_ports(
+    most: int, state: PortState | None = None, patch: str | None = None
+) -> Select[Port]:
+    """The query for the ports to the newest releases; of a state alone, for those due last."""
+    query = (
+        select(Port)
+        .join(Subscription, Subscription.id == Port.subscription_id)
+        .options(joinedload(Port.subscription).joinedload(Subscription.patch))
+        .options(joinedload(Port.release))
+        .limit(most)
+    )
+    if state is not None and patch is None:
+        return query.where(Port.state == state).order_by(Port.due_at.desc())
+    if patch is not None:
+        query = query.join(Patch, Patch.id == Subscription.patch_id).where(Patch.repo == patch)
+    if state is not None:  # few are of the patch: SQLite must not read all that are in the state
+        query = query.where(func.lower(Port.state) == state)
+    return query.order_by(Port.release_id.desc(), Port.subscription_id.desc())
+
+
 def note(session: Session, key: str, text: str, blame: str | None = None) -> None:
     """Add a line to the port's log."""
     port = session.get_one(Port, key)
     session.add(Event(port_key=key, attempt=port.attempt, step=port.step, blame=blame, text=text))
+
+
+def failures(session: Session, key: str) -> int:
+    """How often the port failed since it was last begun by hand."""
+    mine = select(func.max(Event.id)).where(Event.port_key == key, Event.step == RETRIED)
+    since = session.scalar(mine) or 0
+    failed = (Event.port_key == key, Event.blame.is_not(None), Event.id > since)
+    return session.scalar(select(func.count()).select_from(Event).where(*failed)) or 0
 
 
 def events(session: Session, key: str) -> list[Event]:
@@ -103,4 +183,11 @@ def events(session: Session, key: str) -> list[Event]:
 
 
 def save_score(session: Session, key: str, result: dict[str, Any]) -> None:
-    session.merge(Score(key=key, result=result))
+    """Record it, in the place of what was there: two workers may judge the same arm at once."""
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    made = (sqlite if is_sqlite else postgresql).insert(Score)
+    new = {"result": made.excluded.result, "judged_at": made.excluded.judged_at}
+    session.execute(
+        made.on_conflict_do_update(index_elements=[Score.key], set_=new),
+        {"key": key, "result": result, "judged_at": now()},
+    )

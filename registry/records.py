@@ -73,7 +73,7 @@ def subscribe(
         known.from_repo = known.settled_repo = repo
         known.from_sha = known.settled_sha = sha
         known.created_at, known.paused_at = now(), None
-    known.manners = manners
+    known.manners, known.group_name = manners, (manners or {}).get("group")
     known.form, known.policy, known.verdict_policy = form, policy, verdict_policy
     known.ended_at = None
     session.flush()
@@ -89,11 +89,15 @@ def active_subscriptions(session: Session, base_id: int | None = None) -> list[S
 
 def unsubscribe(session: Session, repo: str, to_repo: str | None) -> list[Subscription]:
     """End the active subscriptions of patch `repo` (only the one to `to_repo`, if given)."""
-    ended = [
-        subscription
-        for subscription in active_subscriptions(session)
-        if subscription.patch.repo == repo and to_repo in (None, subscription.to_repo)
-    ]
+    mine = (
+        select(Subscription)
+        .join(Patch, Patch.id == Subscription.patch_id)
+        .where(Patch.repo == repo, Subscription.ended_at.is_(None))
+        .order_by(Subscription.id)
+    )
+    if to_repo is not None:
+        mine = mine.where(Subscription.to_repo == to_repo)
+    ended = list(session.scalars(mine))
     if not ended:
         raise UsageError(f"{repo} has no such subscription; see: portllm status")
     for subscription in ended:

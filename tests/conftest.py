@@ -39,7 +39,7 @@ def portllm(
     from tests.world import Portllm  # the commands: not for every test
 
     monkeypatch.setattr("bot.hub.client.constants", SimpleNamespace(ENDPOINT=world.server.endpoint))
-    monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # it would keep this test's stderr
+    monkeypatch.setattr("bot.logs.set_up", lambda: None)  # it would keep this test's stderr
     monkeypatch.setenv("HF_TOKEN", str(world.api.token))
     monkeypatch.setenv("PORTLLM_HOME", str(tmp_path / "home"))
     return Portllm(capsys, monkeypatch)

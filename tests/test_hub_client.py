@@ -15,8 +15,8 @@ from localhub.server import Server
 from porting import FileEntry
 from porting.errors import HubError, Refused
 from registry.database import Database
-from registry.models import Base
-from registry.records import follow
+from registry.following import Head, follow
+from registry.models import Base, Rule
 
 REPO = "owner/model"
 SMALL, LARGE = b'{"model_type": "llama"}', bytes(range(256)) * 2000
@@ -182,7 +182,7 @@ def test_a_hub_that_is_down_is_never_taken_for_a_base_that_has_not_moved(
     settings = Settings(home=tmp_path)
     context = Context(owner.hub, owner.publisher, Database(settings.registry_url), settings)
     with context.database.session() as session:
-        base_id = follow(session, REPO, "main", owner.sha).id
+        base_id = follow(session, Rule.REF, REPO, "main", [Head(REPO, "main", owner.sha)]).id
     owner.hub.snapshot(REPO, owner.sha, owner.repo.files())  # a cache to be misled by
 
     owner.server.faults.add("/", times=20, status=503)

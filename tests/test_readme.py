@@ -32,7 +32,8 @@ def test_every_command_that_is_shown_parses(page: str, command: str) -> None:
     while hasattr(found, "commands"):
         name, *arguments = arguments
         found = found.commands[name]
-    assert found.make_context(name, arguments).params  # a wrong option or value raises
+    read = found.make_context(name, arguments)  # a wrong option or value raises
+    assert read.params or not found.params
 
 
 def test_every_command_is_in_the_docs() -> None:

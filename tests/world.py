@@ -11,15 +11,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from bot import cli
 from localhub.server import Server
+from porting.errors import PortllmError
 from tests.tiny import edit_json, load, load_adapted, save_adapter, save_base, save_tokenizer
 
 BASE, PATCH, PORTED = "vendor/base", "owner/patch", "owner/ported"
@@ -114,15 +118,33 @@ class World:
     def portllm(
         self, *arguments: str, code: int = 0, script: str = "-m bot.cli"
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *script.split(), *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        """A command; the bot and scripts in a process of their own, all others in this one."""
+        if arguments[0] == "bot" or script != "-m bot.cli":
+            done = subprocess.run(
+                [sys.executable, *script.split(), *arguments],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        else:
+            done = self._here(arguments)
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr[-3000:]}"
         return done
+
+    def _here(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        endpoint = SimpleNamespace(ENDPOINT=self.server.endpoint)
+        with (
+            mock.patch.dict(os.environ, self.environment),
+            mock.patch("bot.hub.client.constants", endpoint),
+        ):
+            result = CliRunner().invoke(cli.app, list(arguments))
+        code, said = result.exit_code, result.stderr
+        if isinstance(result.exception, PortllmError):
+            code, said = result.exception.exit_code, str(result.exception)
+        elif result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(arguments, code, result.stdout, said)
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.portllm(*arguments, "--json").stdout)

@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 our bug, 2 wrong usage, 3 refused (said why), 4 Hub or network.
 """
 
-import logging
 import sys
 
 import typer
 
+from bot import logs
 from bot.cli import (
+    controls,
     demo,
     deploy,
     doctor,
@@ -18,10 +19,13 @@ from bot.cli import (
     ports,
     publishing,
     running,
+    serving,
+    status,
     subscriptions,
     verify,
 )
 from bot.cli.output import message
+from bot.machine import trouble
 from porting.errors import PortllmError
 
 app = typer.Typer(
@@ -38,7 +42,11 @@ verify.add_to(app)
 publishing.add_to(app)
 app.add_typer(patches.app, name="patch", rich_help_panel="Keep patches up to date")
 subscriptions.add_to(app)
+status.add_to(app)
+controls.add_to(app)
 app.add_typer(running.app, name="bot", rich_help_panel="Keep patches up to date")
+running.add_to(app)
+serving.add_to(app)
 doctor.add_to(app)
 app.add_typer(deploy.app, name="deploy", rich_help_panel="Keep patches up to date")
 app.add_typer(hub.app, name="hub", rich_help_panel="Try it out")
@@ -46,10 +54,14 @@ demo.add_to(app)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("portllm").setLevel(logging.INFO)
+    logs.set_up()
     try:
         app()
     except PortllmError as error:
-        message(f"portllm: {error}")
+        message(logs.redact(f"portllm: {error}"))
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (said := trouble(error)) is None:
+            raise
+        message(logs.redact(f"portllm: {said} portllm doctor says what to mend."))
+        sys.exit(PortllmError.exit_code)

@@ -32,7 +32,13 @@ from registry.models import Port, PortState
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASE, PATCH, PORTED = "demo/SmolLM2-135M-Instruct", "acme/ticket-routing", "acme/ticket-routing-now"
-ENDED = set(PortState) - {PortState.QUEUED, PortState.RUNNING}
+ENDED = (
+    PortState.PUBLISHED,
+    PortState.ASKED,
+    PortState.REJECTED,
+    PortState.REFUSED,
+    PortState.FAILED,
+)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,10 +1,9 @@
-"""`portllm subscribe`, `unsubscribe`, `status` and `ports`."""
+"""`portllm subscribe` and `unsubscribe`."""
 
 from enum import StrEnum
 from typing import Annotated
 
 import typer
-from sqlalchemy import select
 
 from bot.address import parse_repo
 from bot.cli.output import (
@@ -20,7 +19,7 @@ from bot.cli.sources import open_context, read_manners, read_policy
 from bot.follow import parse_follow
 from bot.subscribe import Wanted, begin
 from registry import records
-from registry.models import Port, Subscription
+from registry.models import Subscription
 from registry.status import shown as shown_base
 from registry.status import status as status_of
 
@@ -36,8 +35,6 @@ class Form(StrEnum):
 def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL, no_args_is_help=True)(subscribe)
     app.command(rich_help_panel=PANEL, no_args_is_help=True)(unsubscribe)
-    app.command(rich_help_panel=PANEL)(status)
-    app.command(rich_help_panel=PANEL)(ports)
 
 
 def subscribe(
@@ -118,63 +115,3 @@ def unsubscribe(
         print_json([{"patch": p, "followed": base, "to": target} for p, base, target in rows])
         return
     print_table(("patch", "followed", "to"), rows)
-
-
-def status(json_: Json = False) -> None:
-    """Every subscription: its state, and one sentence why.
-
-    Example: portllm status --json
-    """
-    with open_context().database.session() as session:
-        rows = [status_of(session, sub) for sub in records.active_subscriptions(session)]
-    if json_:
-        print_json([row.to_dict() for row in rows])
-        return
-    print_table(
-        ("patch", "follows", "to", "state", "why"),
-        [(row.patch, row.follows, row.to, row.state, row.reason) for row in rows],
-    )
-    if not rows:
-        message("Nothing is subscribed yet. Next: portllm subscribe --help")
-
-
-def ports(json_: Json = False) -> None:
-    """Every port that was begun: patch, release, state, where it is.
-
-    Example: portllm ports
-    """
-    with open_context().database.session() as session:
-        rows = [
-            {
-                "port": port.key,
-                "patch": f"{port.subscription.patch.repo}@{port.subscription.patch.sha}",
-                "release": f"{port.release.repo}@{port.release.sha}",
-                "form": port.job.get("form"),
-                "policy": port.job.get("policy"),
-                "state": port.state,
-                "step": port.step,
-                "reason": port.reason,
-                "url": port.url,
-                "published_sha": port.published_sha,
-                "evidence": port.evidence,
-                "created_at": port.created_at.isoformat(timespec="seconds"),
-                "updated_at": port.updated_at.isoformat(timespec="seconds"),
-            }
-            for port in session.scalars(select(Port).order_by(Port.created_at, Port.key))
-        ]
-    if json_:
-        print_json(rows)
-        return
-    print_table(
-        ("port", "patch", "release", "state", "where or why"),
-        [
-            (row["port"], _short(row["patch"]), _short(row["release"]), row["state"],
-             row["url"] or row["reason"])
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def _short(address: object) -> str:
-    repo, _, sha = str(address).partition("@")
-    return f"{repo}@{sha[:7]}"

@@ -1,7 +1,8 @@
 """The one package that talks to the Hub."""
 
+from bot.hub.cache import sweep_downloads
 from bot.hub.client import Facts, Hub, PullRequest
-from bot.hub.errors import Forgotten, NotCopied, StaleParent
+from bot.hub.errors import Forgotten, Missing, NotCopied, StaleParent
 from bot.hub.publisher import MAIN, PULL_REQUEST, HubPublisher, Published, Publisher
 from bot.hub.repo import HubRepo, Nothing
 
@@ -13,10 +14,12 @@ __all__ = [
     "Hub",
     "HubPublisher",
     "HubRepo",
+    "Missing",
     "NotCopied",
     "Nothing",
     "Published",
     "Publisher",
     "PullRequest",
     "StaleParent",
+    "sweep_downloads",
 ]

@@ -38,16 +38,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """`status` is open, draft, closed or merged."""
+    """`status` is open, draft, closed or merged; `merged_as` the commit that brought it to main."""
 
     number: int
     title: str
     status: str
     url: str
+    merged_as: str | None = None
 
     @property
     def ref(self) -> str:
         return f"refs/pr/{self.number}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in ("open", "draft")
 
 
 class Hub:
@@ -139,10 +144,10 @@ class Hub:
         self.traffic.downloaded += Path(downloaded).stat().st_size
         return Path(downloaded)
 
-    def commit_with(self, repo: str, trailer: str) -> str | None:
-        """The sha of the commit on main whose message carries `trailer`, if there is one."""
-        with translated(repo):
-            for commit in self.api.list_repo_commits(repo):
+    def commit_with(self, repo: str, trailer: str, revision: str = "main") -> str | None:
+        """The sha of the commit at `revision` whose message carries `trailer`, if there is one."""
+        with translated(f"{repo}@{revision}"):
+            for commit in self.api.list_repo_commits(repo, revision=revision):
                 if trailer in commit.message.splitlines():
                     return commit.commit_id
         return None
@@ -154,6 +159,11 @@ class Hub:
                 repo, author=self.user, discussion_type="pull_request"
             )
             return [PullRequest(d.num, d.title, d.status, d.url) for d in found]
+
+    def pull_request(self, repo: str, number: int) -> PullRequest:
+        with translated(f"{repo}, pull request {number}"):
+            found = self.api.get_discussion_details(repo, number)
+        return PullRequest(number, found.title, found.status, found.url, found.merge_commit_oid)
 
     @cached_property
     def user(self) -> str:

@@ -29,6 +29,10 @@ class Forgotten(HubError):
     """A file that was uploaded, but never committed, is no longer on the Hub. Nothing changed."""
 
 
+class Missing(Refused):
+    """A revision or file that is named for sure is not there: it is gone, or not there yet."""
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Turn the client's errors into ours; `what` names the repo and revision they are about."""
@@ -39,13 +43,13 @@ def translated(what: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise Refused(f"{what} does not exist, or this token may not see it.") from error
     except RevisionNotFoundError as error:
-        raise Refused(
+        raise Missing(
             f"{what} does not exist: the repo has no such revision (any more)."
         ) from error
     except LocalEntryNotFoundError as error:
         raise HubError(f"{what} could not be fetched: the Hub did not answer.") from error
     except EntryNotFoundError as error:
-        raise Refused(f"{what}: the file does not exist.") from error
+        raise Missing(f"{what}: the file does not exist.") from error
     except FileDuplicationError as error:
         raise NotCopied(f"The Hub does not copy to {what}: {_first_line(error)}") from error
     except HfHubHTTPError as error:

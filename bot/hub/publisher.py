@@ -9,14 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    DiscussionComment,
+    DiscussionWithDetails,
+)
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils._runtime import is_xet_available
 
 from bot.content import Content, Copied, Uploaded
 from bot.hub.client import Hub
-from bot.hub.errors import translated
+from bot.hub.errors import StaleParent, translated
 from bot.hub.repo import HubRepo, Nothing
 
 MAIN, PULL_REQUEST = "main", "new pull request"
@@ -63,6 +69,9 @@ class Publisher(Protocol):
 
     def retitle(self, repo: str, number: int, title: str, comment: str) -> None:
         """Give pull request `number` another title, and say why."""
+
+    def close_request(self, repo: str, number: int, comment: str) -> None:
+        """Close pull request `number`, if it is open, and say why."""
 
 
 class HubPublisher:
@@ -125,6 +134,8 @@ class HubPublisher:
         parent: str,
         to: str = MAIN,
     ) -> Published:
+        if not parent:  # without one, the Hub would not look whether anybody was quicker
+            raise StaleParent(f"{repo} is not to be seen yet.")
         operations = [_operation(repo, name, content) for name, content in add.items()]
         operations += [CommitOperationDelete(path_in_repo=name) for name in delete]
         with translated(repo):
@@ -150,10 +161,23 @@ class HubPublisher:
 
     def retitle(self, repo: str, number: int, title: str, comment: str) -> None:
         with translated(f"{repo}, pull request {number}"):
-            if self.hub.api.get_discussion_details(repo, number).title == title:
-                return
-            self.hub.api.comment_discussion(repo, number, comment)
-            self.hub.api.rename_discussion(repo, number, new_title=title)
+            before = self.hub.api.get_discussion_details(repo, number)
+            if not _says(before, comment):
+                self.hub.api.comment_discussion(repo, number, comment)
+            if before.title != title:
+                self.hub.api.rename_discussion(repo, number, new_title=title)
+
+    def close_request(self, repo: str, number: int, comment: str) -> None:
+        with translated(f"{repo}, pull request {number}"):
+            if self.hub.api.get_discussion_details(repo, number).status in ("open", "draft"):
+                self.hub.api.change_discussion_status(repo, number, "closed", comment=comment)
+
+
+def _says(request: DiscussionWithDetails, comment: str) -> bool:
+    return any(
+        isinstance(event, DiscussionComment) and event.content == comment
+        for event in request.events
+    )
 
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete

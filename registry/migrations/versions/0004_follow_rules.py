@@ -14,7 +14,6 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-OPEN = "state IN ('waiting', 'queued', 'running', 'judged', 'asked')"
 ADDED: dict[str, list[sa.Column[Any]]] = {
     "patches": [sa.Column("owner", sa.String())],
     "bases": [
@@ -37,6 +36,7 @@ ADDED: dict[str, list[sa.Column[Any]]] = {
     ],
     "subscriptions": [
         sa.Column("manners", sa.JSON()),
+        sa.Column("group_name", sa.String()),
         sa.Column("from_repo", sa.String()),
         sa.Column("settled_repo", sa.String()),
         sa.Column("settled_sha", sa.String()),
@@ -77,9 +77,13 @@ FILLED = {
         "settled_repo": BASE.format("repo", "subscriptions"),
         "settled_sha": SETTLED,
     },
+    "ports": {"due_at": "updated_at"},
 }  # fmt: skip
-NULLABLE = {"looked_at", "changed_at", "due_at", "manners", "paused_at", "verdict", "made"}
-NULLABLE |= {"published_at", "doubted_sha", "doubted_at"}
+NULLABLE = {
+    *("bases.looked_at", "bases.changed_at", "bases.due_at", "bases.doubted_sha"),
+    *("bases.doubted_at", "releases.due_at", "subscriptions.manners", "subscriptions.paused_at"),
+    *("subscriptions.group_name", "ports.verdict", "ports.made", "ports.published_at"),
+}
 
 
 def upgrade() -> None:
@@ -93,7 +97,7 @@ def upgrade() -> None:
     for table, columns in ADDED.items():
         with op.batch_alter_table(table) as batch:
             for column in columns:
-                if column.name not in NULLABLE:
+                if f"{table}.{column.name}" not in NULLABLE:
                     batch.alter_column(
                         column.name,
                         existing_type=column.type,
@@ -111,16 +115,21 @@ def upgrade() -> None:
     with op.batch_alter_table("releases") as batch:
         batch.drop_constraint("uq_releases_base_id_sha", type_="unique")
         batch.create_index("ix_releases_base_id_id", ["base_id", "id"])
+    if op.get_bind().dialect.name == "postgresql":  # in the order of bytes, as SQLite has it
+        op.alter_column("subscriptions", "to_repo", type_=sa.String(collation="C"))
     with op.batch_alter_table("subscriptions") as batch:
         batch.create_index("ix_subscriptions_to_repo", ["to_repo"])
     with op.batch_alter_table("ports") as batch:
         batch.create_unique_constraint(
             "uq_ports_subscription_id_release_id", ["subscription_id", "release_id"]
         )
+        batch.create_index("ix_ports_release_id_subscription_id", ["release_id", "subscription_id"])
+        batch.create_index("ix_ports_state_due_at", ["state", "due_at"])
     _partial("ix_releases_unclassified", "releases", ["id"], "change IS NULL")
-    active = ["base_id", "settled_repo", "settled_sha", "id"]
+    active = ["base_id", "settled_repo", "settled_sha", "created_at", "id", "ended_at"]
     _partial("ix_subscriptions_active", "subscriptions", active, "ended_at IS NULL")
-    _partial("ix_ports_open", "ports", ["state", "due_at"], OPEN)
+    named = ["base_id", "group_name"]
+    _partial("ix_subscriptions_grouped", "subscriptions", named, "group_name IS NOT NULL")
     op.create_table(
         "events",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -154,15 +163,19 @@ def downgrade() -> None:
     for table in ("controls", "workers", "events"):
         op.drop_table(table)
     for index, table in (
-        ("ix_ports_open", "ports"),
+        ("ix_subscriptions_grouped", "subscriptions"),
         ("ix_subscriptions_active", "subscriptions"),
         ("ix_releases_unclassified", "releases"),
     ):
         op.drop_index(index, table)
     with op.batch_alter_table("ports") as batch:
+        batch.drop_index("ix_ports_state_due_at")
+        batch.drop_index("ix_ports_release_id_subscription_id")
         batch.drop_constraint("uq_ports_subscription_id_release_id", type_="unique")
     with op.batch_alter_table("subscriptions") as batch:
         batch.drop_index("ix_subscriptions_to_repo")
+    if op.get_bind().dialect.name == "postgresql":
+        op.alter_column("subscriptions", "to_repo", type_=sa.String())
     with op.batch_alter_table("releases") as batch:
         batch.drop_index("ix_releases_base_id_id")
         batch.create_unique_constraint("uq_releases_base_id_sha", ["base_id", "sha"])

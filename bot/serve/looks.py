@@ -1,0 +1,41 @@
+"""What a hint leads to: looks at the bases, or at the pull requests, that it may be about."""
+
+from collections.abc import Callable
+from functools import partial
+
+from bot.context import Context
+from bot.hub.limiter import polling
+from bot.serve.hints import Hint, Look, Topic
+from bot.serve.interest import is_target, touched
+from bot.watch import look
+from registry.models import Base
+
+FollowUp = Callable[[Context, str], object]  # of the pull requests of ours on a repo
+
+
+class Looks:
+    def __init__(self, context: Context, follow_up: FollowUp) -> None:
+        self._context, self._follow_up = context, follow_up
+
+    def __call__(self, hint: Hint) -> list[Look]:
+        """None where nobody follows it. So our own pushes lead to nothing."""
+        with self._context.database.session() as session:
+            if hint.topic == Topic.DISCUSSION:
+                asked = is_target(session, hint.repo)
+                return [partial(self._answers, hint.repo)] if asked else []
+            return [partial(self._base, base_id) for base_id in touched(session, hint.repo)]
+
+    def _base(self, base_id: int) -> bool:
+        before = self._changed_at(base_id)
+        with polling():
+            look(self._context, base_id)
+        return self._changed_at(base_id) != before
+
+    def _answers(self, repo: str) -> bool:
+        with polling():
+            self._follow_up(self._context, repo)
+        return True  # for all we are told
+
+    def _changed_at(self, base_id: int) -> object:
+        with self._context.database.session() as session:
+            return session.get_one(Base, base_id).changed_at
