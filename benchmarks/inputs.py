@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 FIELDS = ("hidden", "mlp", "layers", "heads", "kv_heads", "vocabulary")
 SHAPES = {
     "tiny": dict(zip(FIELDS, (256, 704, 4, 4, 2, 4000), strict=True)),
+    "420M": dict(zip(FIELDS, (1536, 4096, 8, 12, 4, 4000), strict=True)),
     "1.1B": dict(zip(FIELDS, (2048, 5632, 22, 32, 4, 32000), strict=True)),
     "3B": dict(zip(FIELDS, (3072, 8192, 28, 24, 8, 32000), strict=True)),
 }

@@ -56,8 +56,13 @@ class Held(Cancelled):
 
 def failure(error: Exception) -> tuple[Blame, str]:
     """Whose fault `error`, which ended a workflow, is, and what it is to one who reads of it."""
+    blame, said = _blamed(error)
+    return blame, said if said.endswith(".") else f"{said}."
+
+
+def _blamed(error: Exception) -> tuple[Blame, str]:
     if isinstance(error, dbos_error.DBOSMaxStepRetriesExceeded):
-        return failure(error.errors[-1])
+        return _blamed(error.errors[-1])
     if (broken := trouble(error)) is not None:
         return "machine", broken
     if isinstance(error, Missing):

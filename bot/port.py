@@ -24,9 +24,21 @@ def make(context: Context, job: Job, scale: float, report: sandbox.Report) -> di
     None where that is left to whoever publishes it: nothing of it is judged, so that nobody needs
     the whole of a model that is in several files.
     """
-    if is_spread(context.hub, job) and read_task(job.patch(context.hub), context.hub.data) is None:
+    if is_spread(context.hub, job) and not _is_judged(context, job):
         return None
     return _make(context, job, scale, report)
+
+
+def have_judged(
+    context: Context,
+    job: Job,
+    scale: float,
+    made: dict[str, str] | None,
+    report: sandbox.Report,
+) -> None:
+    """Have on this disk what is judged: it may have been made by a machine that died since."""
+    if made is not None and _is_judged(context, job):
+        ready(context, job, scale, made, report)
 
 
 def ready(
@@ -73,6 +85,10 @@ def is_spread(hub: Hub, job: Job) -> bool:
     if job.form == "adapter":
         return False
     return len(read_layout(remote(hub, job.new_repo, job.new_sha)).files) > 1
+
+
+def _is_judged(context: Context, job: Job) -> bool:
+    return read_task(job.patch(context.hub), context.hub.data) is not None
 
 
 def _make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:

@@ -66,6 +66,7 @@ def run_forever(context: Context) -> None:
     stop = _told_to_stop()
     with _launched(context) as running:
         watch = _Watch(context, running.bot, Lookout(context, running.limiter))
+        watch.turn()
         for job, seconds in (
             (watch.turn, min(TURN_SECONDS, context.settings.poll_seconds)),
             (watch.look, min(TURN_SECONDS, context.settings.poll_seconds)),

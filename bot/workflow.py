@@ -20,7 +20,7 @@ from bot.failure import STEP, Blame, Cancelled, Held, fail_port, fail_release, f
 from bot.hub import NotCopied
 from bot.logs import tell
 from bot.plan import plan_port
-from bot.port import make, remove_work
+from bot.port import have_judged, make, remove_work
 from bot.progress import reporter
 from bot.publish import publish
 from bot.scale import Choice, choose
@@ -169,6 +169,9 @@ class Bot(DBOSConfiguredInstance):
     def validate(self, key: str, attempt: int, choice: dict[str, Any]) -> dict[str, Any]:
         doing = "Judging it on the patch's own items and the guard's."
         job = self._begin(key, attempt, "validate", doing)
+        with self.context.database.session() as session:
+            made = session.get_one(Port, key).made
+        have_judged(self.context, job, choice["scale"], made, reporter(key))
         return measure(self.context, job, Choice(**choice), reporter(key)).model_dump()
 
     @DBOS.step(name="judge", **STEP)

@@ -1,5 +1,6 @@
 """Bases and their releases: what is followed, where it stands, and every step that it made."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -208,10 +209,7 @@ def subscribers(session: Session, release: Release) -> dict[tuple[str, str], lis
         )
         .group_by(Subscription.settled_repo, Subscription.settled_sha)
     )
-    return {
-        (repo, sha): [int(id) for id in joined.split(",")]
-        for repo, sha, joined in session.execute(rows)
-    }
+    return {(repo, sha): json.loads(f"[{joined}]") for repo, sha, joined in session.execute(rows)}
 
 
 def settle(session: Session, release: Release, old: tuple[str, str]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from sqlalchemy import text
 
 from bot.context import Context
 from bot.hub import Hub, HubPublisher
-from bot.port import is_made, ready
+from bot.port import have_judged, is_made, ready
 from bot.run import work
 from bot.sandbox import silent
 from bot.settings import Settings
@@ -26,8 +27,8 @@ from porting import Folder, merge, plan
 from porting.errors import PortllmError, UsageError
 from registry import workers
 from registry.database import Database
-from registry.models import PortState
-from registry.ports import update_port
+from registry.models import PortState, Score
+from registry.ports import save_score, update_port
 from tests.crew import FORKS, LONG, Crew
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres  # the fixture
@@ -125,6 +126,8 @@ def test_of_the_dead_and_the_frozen_others_take_the_work(crew: Crew) -> None:
     (handed,) = (name for name, worker in begun(crew, "port").items() if worker == "a")
     assert stopped.end(signal.SIGTERM) == 0
     until(lambda: begun(crew, "port").get(handed) != "a", crew)
+    with crew.context.database.session() as session:
+        workers.take_turn(session)  # whoever was at it has said so by then
     assert died(crew) == set()
     for member in mortals:
         member.end(signal.SIGKILL)
@@ -222,8 +225,12 @@ def test_what_comes_out_otherwise_than_judged_is_not_published(
     monkeypatch.setattr("bot.port._make", lambda *_: judged | {"adapter/b": "1" * 64})
     with pytest.raises(PortllmError, match=r"not what was judged: adapter/b\."):
         ready(context, job, 1.0, judged, silent)
-    monkeypatch.setattr("bot.port._make", lambda *_: judged)
-    assert ready(context, job, 1.0, judged, silent) == judged
+    made = []
+    monkeypatch.setattr("bot.port._make", lambda *_: made.append(judged) or judged)
+    for is_judged in (False, True):  # it is made again on this machine for those who judge it
+        monkeypatch.setattr("bot.port._is_judged", lambda *_, is_judged=is_judged: is_judged)
+        have_judged(context, job, 1.0, judged, silent)
+        assert bool(made) == is_judged
 
 
 def test_a_worker_without_others_is_an_error_of_usage(tmp_path: Path) -> None:
@@ -262,6 +269,27 @@ def test_one_watches_until_it_leaves_or_dies(database: Database) -> None:
         workers.enter(session, "a")
     assert [watches("b"), watches("a")] == [True, False]
     assert [watches("a", timedelta(0)), watches("b")] == [True, False]
+
+
+def test_two_may_record_the_same_score_at_once(database: Database) -> None:
+    def save(number: int) -> None:
+        with database.session() as session:
+            save_score(session, "key", {"number": number})
+
+    def is_waiting() -> bool:
+        with database.session() as session:
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            return bool(session.execute(text(waits)).scalar())
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.session() as session:
+            save_score(session, "key", {"number": 1})
+            second = pool.submit(save, 2)
+            while not is_waiting():  # for the first
+                time.sleep(0.01)
+        second.result()
+    with database.session() as session:
+        assert session.get_one(Score, "key").result == {"number": 2}
 
 
 def test_of_what_is_over_nothing_is_left(tmp_path: Path) -> None:

@@ -60,7 +60,12 @@ def translated(what: str) -> Iterator[None]:
             raise StaleParent(f"{what} was changed by somebody else meanwhile.") from error
         if status == 400 and "pointed to a file that does not exist" in str(error):
             raise Forgotten(f"The Hub no longer has a file that was sent to {what}.") from error
-        if status in (400, 401, 402, 403, 409, 413, 422):
+        if status == 401:
+            raise Refused(
+                f"The Hub does not take this token, for {what} (HTTP 401): log in again with "
+                "`hf auth login`, or give another HF_TOKEN."
+            ) from error
+        if status in (400, 402, 403, 409, 413, 422):
             raise Refused(
                 f"The Hub refuses {what} (HTTP {status}): {_first_line(error)}"
             ) from error
