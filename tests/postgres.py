@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -56,27 +57,23 @@ def running() -> Iterator[Postgres]:
     owner = USER if os.geteuid() == 0 else None
     if owner is not None:
         shutil.chown(folder, owner)
-
-    def call(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [found / program, "-D", folder / "data", *arguments],
-            user=owner,
-            cwd=folder,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-
-    try:
-        call("initdb", "--auth=trust", "--no-sync", f"--username={USER}", "--encoding=UTF8")
+    common: dict[str, Any] = {
+        "user": owner,
+        "cwd": "/",
+        "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        "stdout": subprocess.DEVNULL,
+        "start_new_session": True,  # a Ctrl-C is not for them
+    }
+    end = 'read _; "$0/pg_ctl" -D "$1/data" -m immediate stop; rm -rf "$1"'
+    # What it reads ends with this process, however that ends.
+    with subprocess.Popen(["sh", "-c", end, found, folder], stdin=subprocess.PIPE, **common):
+        data, log = folder / "data", folder / "log"
+        making = ["--auth=trust", "--no-sync", f"--username={USER}", "--encoding=UTF8"]
+        subprocess.run([found / "initdb", "-D", data, *making], check=True, **common)
         sockets = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
-        call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"{sockets} {OPTIONS}", "start")
-        try:
-            yield Postgres(folder)
-        finally:
-            call("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+        start = ["-D", data, "-w", "-l", log, "-o", f"{sockets} {OPTIONS}", "start"]
+        subprocess.run([found / "pg_ctl", *start], check=True, **common)
+        yield Postgres(folder)
 
 
 @pytest.fixture(scope="session")
