@@ -77,7 +77,7 @@ def test_every_command_shows_an_example_that_parses(portllm: Portllm, path: str)
 
 
 def test_every_data_command_has_json() -> None:
-    without = {"demo", "bot run", "hub serve"}
+    without = {"demo", "bot run", "hub serve", "serve", "worker"}
     for path, command in COMMANDS.items():
         options = {name for parameter in command.params for name in parameter.opts}
         assert ("--json" in options) == (path not in without), path
@@ -101,7 +101,7 @@ def test_starting_up_imports_nothing_heavy() -> None:
         (["port", BASE, PATCH, "--out", "x", "--as", "nonsense"], "nonsense"),
         (["patch", "show", "owner/unknown"], "portllm patch add owner/unknown"),
         (["subscribe", "owner/unknown", "--follow", BASE, "--to", PORTED], "No patch"),
-        (["subscribe", PATCH, "--follow", f"{BASE}@v1", "--to", PORTED], "leave out the @"),
+        (["subscribe", PATCH, "--follow", f"{BASE}@v1", "--to", PORTED], "only a branch moves"),
         (["subscribe", PATCH, "--follow", BASE, "--to", PATCH], "overwrite an original"),
         (["unsubscribe", PATCH], "no such subscription"),
     ],
@@ -133,9 +133,10 @@ def test_a_hub_that_is_gone_ends_with_4(portllm: Portllm, monkeypatch: pytest.Mo
 
 
 def test_the_exit_code_and_the_streams_are_those_of_the_process(world: World) -> None:
-    refused = world.portllm("plan", "owner/none", PATCH, code=3)
+    process = "-m bot.cli.__main__"  # not in this one
+    refused = world.portllm("plan", "owner/none", PATCH, code=3, script=process)
     assert refused.stdout == "" and refused.stderr.startswith("portllm: owner/none@main")
-    assert json.loads(world.portllm("status", "--json").stdout) == []
+    assert json.loads(world.portllm("status", "--json", script=process).stdout) == []
 
 
 def test_a_message_is_shown_as_it_is_written(portllm: Portllm) -> None:
@@ -232,7 +233,7 @@ def test_a_subscription_is_made_seen_and_ended(recorded: Portllm, world: World) 
     assert recorded.json("status") == [made] and recorded.json("ports") == []
     assert recorded("status").splitlines()[0] == "patch\tfollows\tto\tstate\twhy"
     ended = recorded.json("unsubscribe", PATCH)
-    assert ended == [{"patch": PATCH, "followed": BASE, "to": PORTED}]
+    assert ended == [{"patch": PATCH, "followed": f"{BASE}@main", "to": PORTED}]
     assert recorded.json("status") == [] and recorded("status").count("\n") == 1
     assert "portllm subscribe" in recorded.messages
 
