@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -26,6 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
+from bot.controls import retry
+from registry.models import Port, PortState
+from registry.ports import overtaken
 from tests.faulty import SUBSCRIBED, FaultyWorld, Life, Template, make_template
 from tests.ledger import violations
 
@@ -89,7 +95,7 @@ class Unkind:
             "stale": {"stale": draw.randint(1, 3)},
             "slow": {"delay": draw.uniform(0.1, 1.0)},
         }
-        kind, times = draw.choice(list(kinds)), draw.randint(1, 4)
+        kind, times = draw.choice(list(kinds)), draw.choice([1, 2, 3, 4, 12])
         self._faults.add(draw.choice(PATHS), times=times, **kinds[kind])
         self._ordered.append((kind, times))
 
@@ -164,7 +170,7 @@ def one_run(template: Template, folder: Path, seed: int, lives: int | None = Non
             if turn == 0 or draw.random() < 0.5:
                 world.release()
                 world.tag(f"v1.{int(time.time() * 1000)}")
-            for _ in range(draw.randint(0, 3)):
+            for _ in range(draw.randint(0, 5)):
                 unkind.order()
             life, seconds = draw_life(draw, 5 * seed + turn)
             world.tell(f"life {turn + 1}: {life}, {seconds}")
@@ -177,6 +183,7 @@ def one_run(template: Template, folder: Path, seed: int, lives: int | None = Non
         outcome.others["words just before a push"] = world.history().count("just before the bot")
         world.tell("peace")
         world.until_done()
+        outcome.others["retried by hand"] = _retry(world)
         stopped = [each for each in world.history().splitlines() if "stopped: " in each]
         outcome.wrong += [*stopped, *violations(world)]
         with world.registry() as registry:
@@ -199,6 +206,23 @@ def _count_end(world: FaultyWorld, outcome: Outcome, life: Life, code: int) -> N
         outcome.wrong.append(f"a life ended with {code}: {life}")
     for name in ("skew", "real", "fresh", "slain", "xet", "forever"):
         outcome.others[f"lives: {name}"] += bool(getattr(life, name))
+
+
+def _retry(world: FaultyWorld) -> int:
+    """What failed too often is begun again by its owner, as its sentence says."""
+    with world.context.database.session() as session:
+        lost = select(Port.key, Port.reason).where(
+            Port.state.in_((PortState.FAILED, PortState.REFUSED))
+        )
+        told = dict(session.execute(lost).tuples())
+        newer = overtaken(session, [session.get_one(Port, key) for key in told])
+        wanted = told.keys() - newer.keys()
+        for key in wanted:
+            retry(session, re.findall(r"portllm retry (\S+)", told[key])[-1])
+    if wanted:
+        world.tell(f"owner: retried {', '.join(wanted)}")
+        world.until_done()
+    return len(wanted)
 
 
 def story(world: FaultyWorld) -> str:

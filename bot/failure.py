@@ -57,7 +57,7 @@ class Held(Cancelled):
 def failure(error: Exception) -> tuple[Blame, str]:
     """Whose fault `error`, which ended a workflow, is, and what it is to one who reads of it."""
     blame, said = _blamed(error)
-    return blame, said if said.endswith(".") else f"{said}."
+    return blame, said if said.endswith((".", "?")) else f"{said}."
 
 
 def _blamed(error: Exception) -> tuple[Blame, str]:

@@ -102,6 +102,7 @@ def _look(context: Context, key: str) -> None:
         number = int((port.url or "").rpartition("/")[2])
     request = hub.pull_request(job.to_repo, number)
     if request.is_open:
+        _close_twins(context, job, request)
         age = now() - asked_at
         due = now() + min(max(age / PATIENCE, SOONEST), LATEST)
         with context.database.session() as session:
@@ -124,6 +125,14 @@ def _look(context: Context, key: str) -> None:
             f"not asked about again. A later release may be. To ask again: portllm retry {key}"
         )
         _answered(context, key, state=PortState.DECLINED, reason=said)
+
+
+def _close_twins(context: Context, job: Job, request: PullRequest) -> None:
+    """The Hub may have opened one, lost the answer, and told of none when it was asked again."""
+    for each in context.hub.pull_requests(job.to_repo):
+        if each.is_open and each.number != request.number and _title(each) == job.key:
+            said = f"It asks what {request.url} asks."
+            context.publisher.close_request(job.to_repo, each.number, said)
 
 
 def _answered(context: Context, key: str, **changes: object) -> None:

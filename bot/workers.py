@@ -151,9 +151,10 @@ class Claims:
 
 
 def hand_back(context: Context, dbos: DBOS, pulse: Pulse) -> None:
-    """Take no more work, and put back what was begun here. A push that takes long is left alone:
+    """Take no more work, and put back what was begun here.
 
-    what it sent may still arrive, so it is for others once this process is surely no more.
+    A push that takes long is left alone: what it sent may still arrive, so it is for others once
+    this process is surely no more.
     """
     for event in dbos.background_thread_stop_events:
         event.set()

@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,10 +81,11 @@ class Life:
         where: `before` or `after` of what `tests.mortal` names, such as `before step make`.
         forever: `portllm bot run` instead of `--once`.
         skew: seconds that its clock is wrong by.
-        broken: what is wrong with its disk: `full`, `read-only`, `full database`; "" for nothing.
+        broken: what can't be written: on a disk that is `full` or `read-only`, files; or a
+            `database`; "" for all can.
         real: whether models judge; otherwise every port is found good.
         fresh: whether its computing process is a new one, and not forked.
-        slain: the computing process is killed when it has told so many things.
+        slain: every other computing process is killed when it has told so many things.
         rival: the chance that somebody commits to the target just before the bot does.
     """
 
@@ -177,6 +178,13 @@ class FaultyWorld:
         """Let the bot live; after so many seconds, if given, it is killed. Returns how it ended."""
         process = self.begin(life)
         return self.end(process, seconds)
+
+    def live_until(self, life: Life, is_reached: Callable[[], bool]) -> None:
+        """Let the bot live until that is so, and kill it."""
+        process, late = self.begin(life), time.monotonic() + LONGEST
+        while not is_reached() and time.monotonic() < late and process.is_alive():
+            time.sleep(0.1)
+        self.end(process, 0)
 
     def end(self, process: Any, seconds: float | None = None) -> int:
         process.join(LONGEST if seconds is None else seconds)

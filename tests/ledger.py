@@ -27,6 +27,8 @@ HEAD = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 LOCK = "portllm.lock.json"
 OPEN = ("waiting", "queued", "running", "judged")
 DONE = ("published", "asked")
+LOST = ("failed", "refused")  # a newer port may have taken its place
+TABLES = ("ports", "releases", "subscriptions", "events")
 QUIET = ("declined", "superseded", "cancelled", "rolled back", "withdrawn")
 STAY = {"registry.db", "workflows.db", "bot.lock", "work", "scratch", "lm-eval"}  # of its home
 
@@ -70,7 +72,7 @@ class Row:
 class Ledger:
     def __init__(self, world: FaultyWorld) -> None:
         self.world, self.api = world, HfApi(world.api.endpoint, token=world.tokens["owner"])
-        self.registry = _tables(world.home / "registry.db", "ports", "releases", "subscriptions")
+        self.registry = _tables(world.home / "registry.db", *TABLES)
         active = {
             each["to_repo"]: each["id"]
             for each in self.registry["subscriptions"]
@@ -86,13 +88,14 @@ class Ledger:
         for port in self.registry["ports"]:
             if port["state"] in OPEN:
                 yield f"{port['key']} is not done: {port['state']}: {port['reason']}"
-            elif port["state"] not in (*DONE, *QUIET):
-                yield f"{port['key']} is lost: {port['state']}: {port['reason']}"
+            elif port["state"] not in (*DONE, *QUIET, *LOST):
+                yield f"{port['key']} is {port['state']}: {port['reason']}"
         for release in self.registry["releases"]:
             if release["change"] is None:
                 yield f"release {release['sha'][:7]} is not classified: {release['reason']}"
-            elif release["change"] == "unreadable":
-                yield f"release {release['sha'][:7]} is lost: {release['reason']}"
+        for event in self.registry["events"]:
+            if event["blame"] == "ours":
+                yield f"a bug at {event['port_key']}: {event['text']}"
         memory = _tables(self.world.home / "workflows.db", "workflow_status")
         for flow in memory["workflow_status"]:
             if flow["status"] not in ("SUCCESS", "ERROR", "CANCELLED"):

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +30,7 @@ import httpx2
 import huggingface_hub.utils._http as backoff
 from dbos import DBOS
 from huggingface_hub import HfApi, constants
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
 from bot import failure
@@ -92,11 +94,13 @@ def _mortal_step(*, name: str, **options: Any) -> Callable[[Any], Any]:
 
 
 DBOS.step = _mortal_step  # type: ignore[assignment, method-assign]
+_register_queue = DBOS.register_queue
+
 
 import judging.run  # noqa: E402 (the computing process's)
 import porting.forecast  # noqa: E402
 import porting.stack  # noqa: E402, F401
-from bot import compute, dispatch, run, sandbox  # noqa: E402
+from bot import compute, dispatch, requests, run, sandbox  # noqa: E402
 from bot.cli.sources import open_context  # noqa: E402
 from bot.hub import client  # noqa: E402
 from registry import following, models  # noqa: E402
@@ -108,7 +112,7 @@ POLL, TIDY = 0.3, 2.0  # seconds
 METHODS = ("state", "create", "upload", "commit", "tag", "retitle")
 FILES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 BROKEN = {"full": errno.ENOSPC, "read-only": errno.EROFS}
-FULL_DATABASE = "full database"
+LARGEST_FILE, SMALL = "database", 1 << 16  # bytes: the databases are larger than that
 GOOD = ("old", "port")  # arms that get every item right; the others get none
 
 
@@ -129,10 +133,12 @@ def live(life: Life, place: Place) -> None:
     death.where, death.left = life.where, life.number
     disk.planned = BROKEN.get(life.broken)
     _name_boundaries(context.database.engine, str(place.folder))
-    if life.broken == FULL_DATABASE:
-        event.listen(Engine, "connect", _fill)
+    if life.broken == LARGEST_FILE:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))
     publisher: Any = MortalPublisher(context.publisher, life.rival, place)
     (run.run_forever if life.forever else run.run_once)(replace(context, publisher=publisher))
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _move_in(place: Place) -> None:
@@ -155,11 +161,19 @@ def _move_in(place: Place) -> None:
 
 
 def _hurry() -> None:
-    """Minutes become fractions of a second."""
+    """Minutes become fractions of a second, and nobody waits for idle threads at the end."""
     failure.AGAIN = (WAIT,) * len(failure.AGAIN)
     dispatch.HELD, following.DOUBT, run.TIDY_SECONDS = WAIT, DOUBT, TIDY
+    requests.SOONEST, requests.LATEST = WAIT, WAIT
+    run.DISPATCH_SECONDS = POLL / 3
+    DBOS.register_queue = partial(_often, _register_queue)  # type: ignore[method-assign]
+    DBOS.destroy = _nothing  # type: ignore[method-assign]
     quick = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds / 20, 0.2)))
     backoff.time = quick  # type: ignore[assignment]
+
+
+def _often(register: Any, *name: str, **options: Any) -> Any:
+    return register(*name, **options | {"polling_interval_sec": 0.05})
 
 
 def _skew(seconds: float) -> None:
@@ -208,10 +222,6 @@ def _name_boundaries(registry: Engine, folder: str) -> None:
     sys.addaudithook(hook)
 
 
-def _fill(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA max_page_count = 1")
-
-
 class MortalPublisher:
     """May be killed before and after each call. A rival commits to the target before it does."""
 
@@ -241,13 +251,18 @@ class Forked:
     """
 
     life: Life
+    started = 0
 
     def __init__(self, command: list[str], *, env: dict[str, str], stderr: Any, **_: Any) -> None:
         child_in, self._stdin = FORKS.Pipe(duplex=False)
         out, child_out = FORKS.Pipe(duplex=False)
         errors = Connection(os.dup(stderr.fileno()), readable=False)
         ends = (child_in, child_out, errors)
-        self._process = FORKS.Process(target=computing, args=(self.life, command[-1], env, *ends))
+        Forked.started += 1
+        slain = self.life.slain * (self.started % 2)
+        self._process = FORKS.Process(
+            target=computing, args=(self.life.real, slain, command[-1], env, *ends)
+        )
         self._process.start()
         for each in ends:
             each.close()
@@ -268,7 +283,9 @@ class Forked:
         self.wait()
 
 
-def computing(life: Life, order: str, env: dict[str, str], *streams: Connection) -> None:
+def computing(
+    real: bool, slain: int, order: str, env: dict[str, str], *streams: Connection
+) -> None:
     """`python -m bot.compute ORDER`, in a process that was forked."""
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
@@ -277,10 +294,10 @@ def computing(life: Life, order: str, env: dict[str, str], *streams: Connection)
     os.environ.update(env)
     tempfile.tempdir = None
     sys.stdin, sys.stdout, sys.argv = os.fdopen(0), os.fdopen(1, "w"), ["bot.compute", order]
-    if not life.real:
+    if not real:
         judging.run._answer, judging.run._look_closer = _canned, _nothing  # type: ignore[assignment]
-    if life.slain:
-        _slay_after(life.slain)
+    if slain:
+        _slay_after(slain)
     compute.main()
     sys.stdout.flush()
 
