@@ -48,7 +48,7 @@ class Followed:
 
     def push(self, repo: str, card: str = "---\nlicense: mit\n---\n", **facts: str) -> str:
         self.api.create_repo(repo, exist_ok=True)
-        text = card + repr(facts)
+        text = f"{card}{repo} {facts}"  # two repos pushed in one second have shas of their own
         return self.api.upload_file(
             path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=repo, **facts
         ).oid

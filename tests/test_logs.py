@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from contextvars import Context
 from pathlib import Path
 
 from hypothesis import assume, given, settings
@@ -97,6 +98,10 @@ def test_what_is_no_secret_stays() -> None:
 
 
 def test_a_line_says_what_it_is_about() -> None:
+    Context().run(say_what_it_is_about)  # without what the tests before told of theirs
+
+
+def say_what_it_is_about() -> None:
     log = logging.getLogger("tested")
     key = "port-0123456789abcdef"
     said = json.loads(line_of(logs.Json(), log, f"{key}: judged", "argument"))
