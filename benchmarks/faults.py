@@ -214,7 +214,7 @@ def _retry(world: FaultyWorld) -> int:
         lost = select(Port.key, Port.reason).where(
             Port.state.in_((PortState.FAILED, PortState.REFUSED))
         )
-        told = dict(session.execute(lost).tuples())
+        told = {key: reason for key, reason in session.execute(lost)}
         newer = overtaken(session, [session.get_one(Port, key) for key in told])
         wanted = told.keys() - newer.keys()
         for key in wanted:

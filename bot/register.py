@@ -28,7 +28,10 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
         base_repo=old.repo,
         base_sha=old.sha,
         license=facts.license,
+        pipeline_tag=facts.pipeline_tag,
         evaluation=task.record() if task else None,
+        task=task.name if task else None,
+        private=facts.private,
     )
     with context.database.session() as session:
         return add_patch(session, patch)

@@ -5,6 +5,7 @@ Patch 1──* Subscription *──1 Base 1──* Release
                └────────*  Port  *────────┘        Score: one judged arm, recorded once
                           │                        Worker: a process that works, and its pulse
                           └──* Event               Control: what holds for all, such as a pause
+                                                   Config: a patch's repo that has a portllm.yaml
 
 Refs were resolved before they came here: every `sha` is a full commit sha.
 """
@@ -62,7 +63,10 @@ class Record(DeclarativeBase):
 
 
 class Patch(Record):
-    """A patch at one commit, with its class (A to D) and the base commit it was trained on."""
+    """A patch at one commit, with its class (A to D) and the base commit it was trained on.
+
+    `task` names what its evaluation asks, null without one; `private` patches are shown to nobody.
+    """
 
     __tablename__ = "patches"
     __table_args__ = (UniqueConstraint("repo", "sha"),)
@@ -73,10 +77,13 @@ class Patch(Record):
     sha: Mapped[str]
     kind: Mapped[str]
     portability: Mapped[str]
-    base_repo: Mapped[str]
+    base_repo: Mapped[str] = mapped_column(index=True)
     base_sha: Mapped[str]
     license: Mapped[str | None]
+    pipeline_tag: Mapped[str | None]
     evaluation: Mapped[dict[str, Any] | None]
+    task: Mapped[str | None] = mapped_column(index=True)
+    private: Mapped[bool] = mapped_column(default=False)
     added_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -153,6 +160,8 @@ class Release(Record):
 class Subscription(Record):
     """A patch, what it follows, and where its ports go. Ended rather than deleted.
 
+    `delivery` is how ports come into `to_repo`: as a commit, a branch each or a pull request;
+    `notify` says who hears of them; `managed` that the patch's own portllm.yaml asks for it.
     `policy` is what a patch of class C means on a new base, null for every other one;
     `verdict_policy` what a port has to prove, null for the defaults; `manners` when ports are made
     (`bot.manners`), `group_name` the group of these. It started at `from_repo` at `from_sha`, and
@@ -187,6 +196,9 @@ class Subscription(Record):
     base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
     to_repo: Mapped[str] = mapped_column(BY_BYTES, index=True)
     form: Mapped[str]
+    delivery: Mapped[str] = mapped_column(String(8), default="commit")
+    notify: Mapped[dict[str, Any] | None]
+    managed: Mapped[bool] = mapped_column(default=False)
     policy: Mapped[str | None]
     verdict_policy: Mapped[dict[str, Any] | None]
     manners: Mapped[dict[str, Any] | None]
@@ -232,6 +244,7 @@ class Port(Record):
         UniqueConstraint("subscription_id", "release_id"),
         Index(None, "release_id", "subscription_id"),
         Index(None, "state", "due_at"),
+        Index(None, "release_id", "state"),
     )
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -248,7 +261,7 @@ class Port(Record):
     made: Mapped[dict[str, Any] | None]
     url: Mapped[str | None]
     published_sha: Mapped[str | None]
-    published_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
 
@@ -288,6 +301,21 @@ class Control(Record):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     value: Mapped[dict[str, Any]]
     set_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Config(Record):
+    """A patch's repo with a `portllm.yaml`: the commit last read, and what was wrong there.
+
+    `request` is the number of the pull request that proposed the file, if we opened one.
+    """
+
+    __tablename__ = "configs"
+
+    repo: Mapped[str] = mapped_column(primary_key=True)
+    sha: Mapped[str]
+    problem: Mapped[str | None]
+    request: Mapped[int | None]
+    read_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Score(Record):
