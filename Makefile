@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ check: $(VENV)/.installed
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
+	@echo "The site: build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -37,7 +37,7 @@ from tests.ledger import violations
 
 STEPS = (
     "classify", "create ports", "plan", "choose scale", "make", "validate", "judge", "publish",
-    "send", "tidy", "fail",
+    "send", "tidy", "fail", "announce",
 )  # fmt: skip
 CALLS = ("state", "create", "commit", "tag")
 # Everything that has a name in `tests.mortal`, and how often a life may well come there.

@@ -2,6 +2,7 @@
 
     python -m benchmarks.records --scale 1
     python -m benchmarks.records --scale 1 --postgres
+    python -m benchmarks.records --scale 1 --pages
 
 Each draw is a transaction of its own, as in the bot, and asks about another base, owner or repo
 where there is one. What a draw writes is written and taken back; only the ports that are begun for
@@ -23,6 +24,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from benchmarks import records_pages
 from benchmarks.records_inputs import Sizes, World, base_repo, fill, owner_name, patch_repo, sha
 from bot.context import Context
 from bot.dispatch import _ready
@@ -173,6 +175,7 @@ def listed(session: Session, state: PortState | None = None, patch: str | None =
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--pages", action="store_true", help="only the pages of portllm serve")
     parser.add_argument("--postgres", action="store_true", help="default: SQLite")
     options = parser.parse_args()
     with opened(options.postgres) as database:
@@ -181,7 +184,20 @@ def main() -> None:
         fill(database, world)
         print(f"{world.sizes}, written in {time.perf_counter() - began:.0f} s.", file=sys.stderr)
         gc.freeze()  # what was made is nothing of the bot's
-        run(database, world)
+        if options.pages:
+            begin_popular(database, world)
+            records_pages.run(database, world)
+        else:
+            run(database, world)
+
+
+def begin_popular(database: Database, world: World) -> None:
+    """The ports of a release of the most popular base wait."""
+    popularity = np.bincount(world.base, minlength=world.sizes.bases)
+    popularity[99::100] = 0  # the trees
+    with database.session() as session:
+        release = released(session, int(popularity.argmax()))
+    begin_ports(database, release)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bot.hub import Hub, HubRepo, Publisher
 from bot.inputs import Inputs, Wanted
@@ -17,6 +17,7 @@ from registry.database import Database
 from registry.models import Port, Release, Subscription
 
 PORT_TITLE = re.compile(r"Port to \S+@[0-9a-f]{7} \((port-[0-9a-f]{16})\)")
+Delivery = Literal["commit", "branch", "request"]
 NAME = "{name}"  # in the target of a subscription to a tree: that of the fine-tune
 # Everything whose version may change a byte of a port: PEFT and torch compute some kinds.
 ENGINE = f"portllm {version('portllm')}, torch {version('torch')}, peft {version('peft')}"
@@ -49,6 +50,7 @@ class Job:
     policy: Policy | None = None  # neither in the jobs that an earlier version wrote
     verdict_policy: dict[str, Any] | None = None
     again: int = 0  # how often the base had been at the new commit before
+    delivery: Delivery = "commit"
 
     @property
     def title(self) -> str:
@@ -66,6 +68,7 @@ class Job:
 
     @property
     def tag(self) -> str:
+        """What the port is found by in its repo; a branch, if it is delivered by one."""
         return f"base-{self.new_sha[:7]}"
 
     def patch(self, hub: Hub) -> HubRepo:
@@ -84,10 +87,13 @@ class Job:
 
 def job_of(subscription: Subscription, release: Release, again: int = 0) -> Job:
     """The job of this port, of a base that was at this commit `again` times before."""
-    came_back = {"again": again} if again else {}
+    # Only what is not as it always was: the keys of the others stay what they were.
+    unusual: dict[str, Any] = {"again": again} if again else {}
+    if subscription.delivery != "commit":
+        unusual["delivery"] = subscription.delivery
     return made_job(
         "bot",
-        **came_back,
+        **unusual,
         patch_repo=subscription.patch.repo,
         patch_sha=subscription.patch.sha,
         old_repo=subscription.patch.base_repo,

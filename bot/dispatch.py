@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from bot.context import Context
 from bot.controls import held
 from bot.manners import Hold
-from bot.workflow import SHARDS, VERSION, Bot
+from bot.workflow import NOTICES, SHARDS, VERSION, Bot
 from registry.following import unclassified_releases
 from registry.models import Port, PortState, now
 from registry.ports import LOST, due_ports, grouped, move_port, overtaken, update_port
@@ -31,6 +31,7 @@ def register_queues(context: Context) -> None:
     DBOS.register_queue(PORTS, worker_concurrency=1, polling_interval_sec=0.2)
     # Each takes room for a file of a model and its port.
     DBOS.register_queue(SHARDS, worker_concurrency=1, polling_interval_sec=0.2)
+    DBOS.register_queue(NOTICES, worker_concurrency=4, polling_interval_sec=0.2)
     DBOS.register_queue(
         PUSHES,
         worker_concurrency=1,
@@ -132,4 +133,7 @@ def is_busy(context: Context) -> bool:
     open_ones = DBOS.list_workflows(
         app_version=VERSION, status=["PENDING", "ENQUEUED"], limit=1, load_input=False
     )
-    return bool(open_ones)
+    delayed = DBOS.list_workflows(app_version=VERSION, status="DELAYED", load_input=False)
+    return bool(open_ones) or any(
+        (each.delay_until_epoch_ms or 0) <= at.timestamp() * 1000 for each in delayed
+    )

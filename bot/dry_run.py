@@ -15,10 +15,10 @@ from sqlalchemy import insert, select, update
 
 from bot.content import Content, Copied, Uploaded
 from bot.context import Context
-from bot.hub import MAIN, Hub, HubPublisher, HubRepo, Published
+from bot.hub import MAIN, Gated, Hub, HubPublisher, HubRepo, Published
 from bot.settings import Settings
 from registry.database import Database
-from registry.models import Event, Port, PortState, Record, Worker, now
+from registry.models import Event, Port, PortState, Record, Subscription, Worker, now
 from registry.ports import AT_WORK
 
 log = logging.getLogger("portllm")
@@ -37,9 +37,15 @@ class DryRun:
     def state(self, repo: str) -> HubRepo:
         return HubPublisher(self.hub).state(repo)
 
-    def create(self, repo: str, private: bool) -> None:
+    def create(self, repo: str, private: bool, gated: Gated = False) -> None:
         if not self.hub.exists(repo):
-            log.info("Dry run: %s would be created, %s.", repo, "private" if private else "public")
+            how = f"{'private' if private else 'public'}{', gated' if gated else ''}"
+            log.info("Dry run: %s would be created, %s.", repo, how)
+
+    def branch(self, start: HubRepo, name: str) -> HubRepo:
+        if name not in (self.hub.branches(start.repo) if start.sha else ()):
+            return start
+        return HubRepo(self.hub, start.repo, self.hub.head(start.repo, name))
 
     def upload(self, repo: str, path: Path, uploaded: Uploaded) -> None:
         sent = self.folder / repo / SENT
@@ -94,6 +100,9 @@ class DryRun:
     def close_request(self, repo: str, number: int, comment: str) -> None:
         log.info("Dry run: pull request %d of %s would be closed: %s", number, repo, comment)
 
+    def discuss(self, repo: str, title: str, comment: str) -> None:
+        log.info("Dry run: in %r of %s it would be said: %s", title, repo, comment)
+
 
 @contextmanager
 def rehearsal(context: Context) -> Iterator[Context]:
@@ -105,7 +114,7 @@ def rehearsal(context: Context) -> Iterator[Context]:
     shutil.rmtree(folder, ignore_errors=True)
     home = folder / ".home"
     home.mkdir(mode=0o700, parents=True)
-    changed = {"home": home, "database_url": None, "pushes_per_hour": 10**6}
+    changed = {"home": home, "database_url": None, "pushes_per_hour": 10**6, "showcase": None}
     settings = context.settings.model_copy(update=changed)
     records = Database(settings.registry_url)
     try:
@@ -130,6 +139,7 @@ def _copy(source: Database, target: Database) -> None:
         anew |= dict.fromkeys(("evidence", "verdict", "made"))
         begun = update(Port).where(Port.state.in_((*AT_WORK, PortState.JUDGED)))
         writing.execute(begun.values(anew))
+        writing.execute(update(Subscription).values(notify=None))
 
 
 def pushed(settings: Settings) -> list[tuple[str, str, str, Path]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
 
-from bot.address import parse_repo
+from bot.address import parse_repo, plain
 from bot.hub import Hub
 from porting.errors import Refused, UsageError
 from registry.following import Head
@@ -32,9 +32,9 @@ class Follow:
 
 def parse_follow(text: str) -> Follow:
     """What `--follow` says. Raises UsageError where it says nothing that can be followed."""
-    rest = text.removeprefix(TREE)
-    name, _, ref = rest.partition("@")
-    if rest != text:
+    is_tree = text.startswith(TREE)
+    name, _, ref = plain(text.removeprefix(TREE)).partition("@")
+    if is_tree:
         return Follow(
             Rule.TREE, parse_repo(name).repo, ",".join(sorted(filter(None, ref.split(","))))
         )

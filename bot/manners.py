@@ -24,7 +24,8 @@ def _span(value: Any) -> Any:
     return timedelta(**{UNITS[match[2]]: int(match[1])}) if match else value
 
 
-def _crontab(value: str) -> str:
+def crontab(value: str) -> str:
+    """`value`, if it is a crontab line that matches some minute; else raises ValueError."""
     CronTrigger.from_crontab(value, UTC)
     if re.search(r"\d", value.split()[4]):
         raise ValueError("name the weekdays (mon-fri): programs number them differently")
@@ -41,13 +42,15 @@ class Manners(BaseModel):
         schedule: a crontab line (UTC); a port is begun and published only in minutes that match,
             in all five fields. Weekdays go by name.
         group: ports of one release and group are published together, once all are judged.
+        enabled: false where its portllm.yaml pauses it, which `Subscription.paused_at` then says.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     minimum_release_age: Annotated[timedelta, BeforeValidator(_span)] = timedelta(0)
-    schedule: Annotated[str, AfterValidator(_crontab)] | None = None
+    schedule: Annotated[str, AfterValidator(crontab)] | None = None
     group: str | None = None
+    enabled: bool = True
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bot.context import Context
 from bot.memory import Memory
 from registry.models import Base, Event, Port, Release, Subscription, now
 from registry.scene import LATE, SILENCE, paused
-from registry.workers import living
+from registry.workers import traffic_of
 
 HOUR = timedelta(hours=1)
 OPEN = ("waiting", "queued", "running", "judged", "asked")
@@ -51,17 +51,19 @@ class _Now(Collector):
             yield from _bases(session, at)
             yield from _releases(session, at)
             yield from _ports(session, at)
-            alive = len(living(session, SILENCE))
+            moved = traffic_of(session, SILENCE)
             is_paused = paused(session) is not None
-        yield _gauge("workers", "Workers whose pulse is felt.", (), [((), alive)])
+        yield _gauge("workers", "Workers whose pulse is felt.", (), [((), len(moved))])
         yield _gauge("paused", "1 while everything is paused.", (), [((), is_paused)])
         told = "Workflows on the queues: enqueued (they wait), pending (at work)."
         yield _gauge("queue_depth", told, ("queue", "status"), self._memory.queues().items())
         yield from _steps(self._memory.steps(at - HOUR))
         for name, counts in self._outcomes.items():
-            yield _counter(name, "Of this process, by outcome.", "outcome", counts)
-        traffic = "Bytes of files that this process read from the Hub or sent to it."
-        yield _counter("bytes", traffic, "way", vars(self._context.hub.traffic))
+            told = "Of this process, by outcome."
+            yield _counter(name, told, ("outcome",), (((key,), n) for key, n in counts.items()))
+        told = "Bytes of files that a worker read from the Hub or sent to it, since its start."
+        ways = (((who, way), n) for who, each in moved.items() for way, n in each.items())
+        yield _counter("bytes", told, ("worker", "way"), ways)
         yield _gauge("info", "What runs.", ("version",), [((version("portllm"),), 1)])
 
 
@@ -172,8 +174,8 @@ def _gauge(name: str, told: str, labels: Labels, values: Iterable[tuple[Labels, 
     return gauge
 
 
-def _counter(name: str, told: str, label: str, values: Mapping[str, int]) -> Metric:
-    counter = CounterMetricFamily(f"portllm_{name}", told, labels=(label,))
-    for key, value in sorted(values.items()):
-        counter.add_metric((key,), value)
+def _counter(name: str, told: str, labels: Labels, values: Iterable[tuple[Labels, int]]) -> Metric:
+    counter = CounterMetricFamily(f"portllm_{name}", told, labels=labels)
+    for key, value in sorted(values):
+        counter.add_metric(key, value)
     return counter

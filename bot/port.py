@@ -88,7 +88,8 @@ def is_spread(hub: Hub, job: Job) -> bool:
 
 
 def _is_judged(context: Context, job: Job) -> bool:
-    return read_task(job.patch(context.hub), context.hub.data) is not None
+    task = read_task(job.patch(context.hub), context.hub.data)
+    return task is not None and job.judged_by.evaluate
 
 
 def _make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:

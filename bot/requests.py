@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 from bot.content import Content
 from bot.context import PORT_TITLE, Context, Job
 from bot.hub import PULL_REQUEST, HubRepo, Published, PullRequest
-from bot.targets import ports_to
+from bot.targets import check_order, ports_to
+from judging.arms import ARMS, figure
+from judging.evidence import Evidence
 from porting.errors import PortllmError
 from registry.models import Port, PortState, now
 from registry.ports import note, update_port
@@ -41,6 +43,7 @@ def ask(context: Context, job: Job, why: str, target: HubRepo, changes: Changes)
     if asked is None and standing is not None:
         asked = standing
         there = HubRepo(hub, job.to_repo, hub.head(job.to_repo, standing.ref))
+        check_order(context, job, there)
         if hub.commit_with(job.to_repo, job.trailer, there.sha) is None:
             add, delete = changes(there)
             description = f"{why}\n\n{job.trailer}"
@@ -108,8 +111,11 @@ def _look(context: Context, key: str) -> None:
         with context.database.session() as session:
             update_port(session, key, due_at=due)
     elif request.merged_as is not None:
-        context.publisher.tag(job.to_repo, job.tag, request.merged_as)
-        url = hub.url(job.to_repo, job.tag)
+        at = request.merged_as
+        if hub.may_write(job.to_repo):
+            context.publisher.tag(job.to_repo, job.tag, at)
+            at = job.tag
+        url = hub.url(job.to_repo, at)
         _answered(
             context,
             key,
@@ -182,17 +188,36 @@ def _supersede(context: Context, job: Job, reason: str) -> None:
             note(session, port.key, reason)
 
 
+def grounds(job: Job, reason: str, evidence: Evidence) -> str:
+    """Why the port is as good as it is said to be: the verdict, and what was measured."""
+    if evidence.own is None:
+        return reason
+    from judging.verdict import weigh_all  # SciPy takes a second to import
+
+    own = weigh_all(evidence, job.judged_by).own
+    rows = ["| arm | mean | from | to |", "|---|---:|---:|---:|"]
+    for arm, name in ARMS.items():
+        if found := own.arms.get(arm):
+            numbers = (figure(each, own.metric) for each in (found.mean, found.low, found.high))
+            rows.append(f"| {name} | {' | '.join(numbers)} |")
+    measured = f"Measured on {own.items} items of `{own.task}`, by {own.metric}:"
+    return "\n".join([reason, "", measured, "", *rows])
+
+
 def _about(job: Job, why: str) -> str:
     """What a person who is asked wants to know."""
+    always = "Every port of this subscription comes so. " if job.delivery == "request" else ""
     what = f"[{job.patch_repo}](/{job.patch_repo})"
     base = f"[{job.new_repo}](/{job.new_repo}) at revision `{job.new_sha[:7]}`"
     return (
         f"**What.** The patch {what}, ported to {base} without training.\n\n"
-        f"**Why you are asked.** {why}\n\n"
+        f"**Why you are asked.** {always}{why}\n\n"
         "**To say yes**, merge this. The revision is then tagged "
         f"`{job.tag}`.\n\n"
         "**To say no**, close this. This port is not asked about again; a port to a later release "
         "may be.\n\n"
-        "**To never be asked again**, have whoever runs the bot end the subscription: "
-        f"`portllm unsubscribe {job.patch_repo}`"
+        "**To change this, or to never be asked again**, edit or delete `portllm.yaml` in the "
+        "patch's repo, if there is one; otherwise have whoever runs the bot change or end the "
+        f"subscription: `portllm subscribe {job.patch_repo} ... --by commit` (or `branch`, "
+        f"`request`), `portllm unsubscribe {job.patch_repo}`"
     )

@@ -21,12 +21,16 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from dbos import DBOS
 from sqlalchemy.exc import OperationalError
 
+from bot.audit import audit
+from bot.config.discovery import look_for_configs
 from bot.context import Context
 from bot.dispatch import dispatch, is_busy, register_queues
 from bot.hub.limiter import Limiter, install
 from bot.recovery import recover
 from bot.requests import follow_up
 from bot.settings import Settings
+from bot.showcase.show import keep_current
+from bot.signing import check_key
 from bot.watch import Lookout, look
 from bot.workers import LIMIT, Claims, Pulse, hand_back, sweep, take_over
 from bot.workflow import Bot, configure
@@ -39,6 +43,8 @@ log = logging.getLogger("portllm")
 DISPATCH_SECONDS = 0.5
 TURN_SECONDS = 5.0  # how soon a new subscription's base is watched, and a dead worker missed
 TIDY_SECONDS = 60.0
+AUDIT_SECONDS = 600.0
+CONFIG_SECONDS = 300.0
 STOP_SECONDS = 9.0  # in which a process that is told to stop is gone, whatever hangs
 
 
@@ -46,18 +52,21 @@ def run_once(context: Context) -> None:
     """Look at every base once, and return when everything that follows from it is done."""
     stop = _told_to_stop()
     with _launched(context) as running:
+        look_for_configs(context)
         for base_id in followed(context):
             if stop.is_set():
                 running.end()
             look(context, base_id)
         follow_up(context)
         recover(context)
+        audit(context)
         dispatch(context, running.bot)
         while is_busy(context):
             if stop.wait(0.2):
                 running.end()
             take_over(context)
             dispatch(context, running.bot)
+        keep_current(context)
 
 
 def run_forever(context: Context) -> None:
@@ -73,6 +82,9 @@ def run_forever(context: Context) -> None:
             (watch.dispatch, DISPATCH_SECONDS),
             (watch.recover, TIDY_SECONDS),
             (watch.follow_up, TIDY_SECONDS),
+            (watch.audit, AUDIT_SECONDS),
+            (watch.look_for_configs, CONFIG_SECONDS),
+            (watch.show, context.settings.showcase_seconds),
         ):
             _repeat(running.scheduler, job.__name__, job, seconds)
         stop.wait()
@@ -138,6 +150,18 @@ class _Watch:
     def follow_up(self) -> None:
         if self.is_ours:
             follow_up(self.context)
+
+    def audit(self) -> None:
+        if self.is_ours:
+            audit(self.context)
+
+    def look_for_configs(self) -> None:
+        if self.is_ours:
+            look_for_configs(self.context)
+
+    def show(self) -> None:
+        if self.is_ours:
+            keep_current(self.context)
 
 
 def _repeat(
@@ -205,6 +229,8 @@ class _Running:
 @contextmanager
 def _launched(context: Context) -> Iterator[_Running]:
     settings = context.settings
+    if settings.signing_key is not None:
+        check_key(settings.signing_key)
     settings.home.mkdir(parents=True, exist_ok=True)
     with nullcontext() if settings.is_shared else _alone(settings):
         shutil.rmtree(settings.scratch, ignore_errors=True)

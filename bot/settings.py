@@ -36,9 +36,40 @@ class Settings(BaseSettings):
     pushes_per_hour: int = Field(
         default=60, gt=0, description="Ports that are pushed to the Hub per hour, at most."
     )
+    signing_key: Path | None = Field(
+        default=None,
+        description="The PEM file of an elliptic-curve private key: every port is signed with it.",
+    )
+    showcase: str | None = Field(
+        default=None, description="The user or organisation that shows the registry on the Hub."
+    )
+    showcase_seconds: float = Field(
+        default=3600.0, gt=0, description="Seconds between two times that this is kept current."
+    )
+    owners: str = Field(
+        default="",
+        description="Whose portllm.yaml is obeyed: accounts by comma, or *; its own if unset.",
+    )
+    onboard: bool = Field(
+        default=False, description="Propose a portllm.yaml where a patch asks for one by its tag."
+    )
+    api_token: SecretStr | None = Field(
+        default=None, description="What shows private patches, and changes things, under /api."
+    )
     webhook_secret: SecretStr | None = Field(
         default=None, description="What the Hub says with its events, so that we know them."
     )
+    notify_secret: SecretStr | None = Field(
+        default=None, description="The key by which JSON notices are signed."
+    )
+    notify_private: bool = Field(
+        default=False, description="Notices may go to private addresses, and unencrypted to here."
+    )
+
+    @property
+    def served(self) -> list[str]:
+        """The accounts in `owners`."""
+        return [name.strip() for name in self.owners.split(",") if name.strip()]
 
     @property
     def is_shared(self) -> bool:

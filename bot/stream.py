@@ -18,12 +18,13 @@ from bot.hub import Forgotten, HubRepo, NotCopied, Published, Publisher
 from bot.inputs import Inputs, needs_old_base
 from bot.journal import Journal
 from bot.parts import Parts, Sent
-from bot.plan import check_change
-from bot.publish import check_target, is_closed
+from bot.plan import check_card, check_change
+from bot.publish import access, check_target
 from bot.remote import Remote
 from bot.reuse import made_before
 from bot.sandbox import Report
 from bot.shards import Shards
+from bot.signing import check_key, signed
 from porting import Folder, Plan, read_adapter
 from porting.errors import HubError, Refused, UsageError
 
@@ -83,7 +84,13 @@ class Publication:
 
 
 def publish_streamed(
-    job: Job, patch: Remote, publisher: Publisher, work: Path, private: bool, report: Report
+    job: Job,
+    patch: Remote,
+    publisher: Publisher,
+    work: Path,
+    private: bool,
+    report: Report,
+    signing_key: Path | None = None,
 ) -> Publication:
     """Port `patch` as `job` says, as a merged model, in the folder `work`, and publish it.
 
@@ -98,13 +105,21 @@ def publish_streamed(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{job.to_repo} is being published by another process.") from error
-        return _publish(job, patch, publisher, work, private, report)
+        return _publish(job, patch, publisher, work, private, report, signing_key)
 
 
 def _publish(
-    job: Job, patch: Remote, publisher: Publisher, work: Path, private: bool, report: Report
+    job: Job,
+    patch: Remote,
+    publisher: Publisher,
+    work: Path,
+    private: bool,
+    report: Report,
+    signing_key: Path | None,
 ) -> Publication:
     hub = patch.hub
+    if signing_key is not None:
+        check_key(signing_key)
     check_target(hub, job)
     if hub.exists(job.to_repo):
         if private and not hub.facts(job.to_repo).private:
@@ -115,9 +130,11 @@ def _publish(
     base = Remote(hub, job.new_repo, job.new_sha)
     old = Remote(hub, job.old_repo, job.old_sha)
     check_change(old, base)
+    check_card(publisher, job)
     stream = Stream(job, base, old, _fetch(patch, work / "patch"))
 
-    publisher.create(job.to_repo, private or is_closed(hub, job))
+    closed = access(hub, job)
+    publisher.create(job.to_repo, private or closed.private, closed.gated)
     check_target(hub, job)
     target = Remote(hub, job.to_repo, hub.head(job.to_repo))
     journal = Journal(work / "journal.json")
@@ -127,6 +144,7 @@ def _publish(
     parts.uploaded()
 
     described = describe(hub, job, stream.patch, target, parts.digests, VERDICT, None)
+    described |= signed(signing_key, job.to_repo, parts.digests, described)
 
     def commit() -> Published:
         check_target(hub, job)  # hours may have passed

@@ -1,30 +1,44 @@
 """Subscribing: what is followed is looked at once, so that only what comes later is news."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from bot.address import RepoAddress, parse_repo
-from bot.context import NAME, Context
+from bot.context import NAME, Context, Delivery
 from bot.follow import Follow, heads
+from bot.hub import Hub
 from bot.manners import Manners
+from bot.notify import parse
 from bot.register import check_wanted
+from patch_cards.licences import Licence, combine
 from porting.errors import UsageError
 from registry import following, records
+from registry.following import Head
 from registry.models import Release, Rule
+
+LONGEST = 96  # characters of a repo's name
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A subscription as a user asks for it; `start` is a revision of what is followed."""
+    """A subscription as a user asks for it; `start` is a revision of what is followed.
+
+    It is `managed` where the patch's own portllm.yaml asks for it. Without `to`, its ports go to
+    the account of the token. `notify` are receivers as `bot.notify.parse` takes them.
+    """
 
     patch: RepoAddress
     follow: Follow
-    to: str
+    to: str | None
     form: str
     policy: str | None
     verdict_policy: dict[str, Any] | None
     manners: Manners
     start: str | None
+    managed: bool = False
+    delivery: Delivery = "commit"
+    notify: tuple[str, ...] = ()
 
 
 def begin(context: Context, wanted: Wanted) -> int:
@@ -32,10 +46,13 @@ def begin(context: Context, wanted: Wanted) -> int:
 
     Raises:
         UsageError: it contradicts itself, or another subscription.
-        Refused: the patch can't have this form or policy, or there is nothing to follow.
+        Refused: the patch can't have this form or policy, there is nothing to follow, or the
+            licences don't go together.
     """
     follow = wanted.follow
-    _check_target(wanted)
+    to = wanted.to or default_target(context.hub, wanted.patch.repo, follow)
+    _check_target(wanted, to)
+    told = list(dict.fromkeys(parse(text).text for text in wanted.notify))
     stands = heads(context.hub, follow)
     is_named = follow.rule == Rule.REF and follow.ref != "main"
     if is_named and follow.ref not in context.hub.branches(follow.repo):
@@ -48,18 +65,24 @@ def begin(context: Context, wanted: Wanted) -> int:
     with context.database.session() as session:
         record = records.find_patch(session, wanted.patch.repo, wanted.patch.revision)
         check_wanted(record, wanted.form, wanted.policy)
+        licence = Licence(record.license)
+    _check_licences(context.hub, stands, licence, wanted.form)
+    with context.database.session() as session:
+        record = records.find_patch(session, wanted.patch.repo, wanted.patch.revision)
         base = following.follow(session, follow.rule, follow.repo, follow.ref, stands)
         subscription = records.subscribe(
             session,
             record,
             base,
-            wanted.to,
+            to,
             wanted.form,
             wanted.policy,
             wanted.verdict_policy,
             manners,
             start,
         )
+        subscription.managed, subscription.delivery = wanted.managed, wanted.delivery
+        subscription.notify = {"receivers": told} if told else None
         if start is not None and start != (base.head_repo, base.head_sha):
             session.add(
                 Release(
@@ -76,18 +99,33 @@ def begin(context: Context, wanted: Wanted) -> int:
         return subscription.id
 
 
-def _check_target(wanted: Wanted) -> None:
+def default_target(hub: Hub, patch: str, follow: Follow) -> str:
+    """Where ports go that nobody said anything about: to a repo of who the token is of."""
+    name = patch.partition("/")[2]
+    if follow.rule == Rule.TREE:
+        return f"{hub.user}/{name}-on-{NAME}"
+    base = re.sub(r"[\W_]*\*.*", "", follow.repo.partition("/")[2])
+    return f"{hub.user}/{f'{name}-on-{base}'[:LONGEST].rstrip('-.')}"
+
+
+def _check_licences(hub: Hub, stands: list[Head], patch: Licence, form: str) -> None:
+    """Of a tree it can't be told yet."""
+    if len(stands) == 1:
+        combine(hub.facts(stands[0].repo, stands[0].sha).licence, patch, form)
+
+
+def _check_target(wanted: Wanted, to: str) -> None:
     is_tree = wanted.follow.rule == Rule.TREE
-    if is_tree != (NAME in wanted.to):
+    if is_tree != (NAME in to):
         raise UsageError(
-            f"--to {wanted.to}: a tree has many fine-tunes, so its ports go to a repo each: put "
+            f"--to {to}: a tree has many fine-tunes, so its ports go to a repo each: put "
             f"{NAME} where the fine-tune's name shall stand, as me/mine-on-{NAME}."
             if is_tree
-            else f"--to {wanted.to}: {NAME} is for --follow tree:..., which has many bases."
+            else f"--to {to}: {NAME} is for --follow tree:..., which has many bases."
         )
-    target = parse_repo(wanted.to.replace(NAME, "x"))
+    target = parse_repo(to.replace(NAME, "x"))
     if target.revision is not None:
-        raise UsageError(f"--to {wanted.to} is a repo: leave out the @.")
+        raise UsageError(f"--to {to} is a repo: leave out the @.")
     if target.repo in (wanted.patch.repo, wanted.follow.repo):
         raise UsageError(f"--to {target.repo} would overwrite an original; name another repo.")
 

@@ -6,13 +6,14 @@ Nothing is erased: each is a commit on top, and the tags of both ports stay wher
 import logging
 from datetime import datetime
 
+from bot import signing
 from bot.content import Content, Copied
 from bot.context import Context, Job
 from bot.controls import find_port, refusal
 from bot.describe import CARD, left_over
-from bot.hub import HubRepo
+from bot.hub import MAIN, HubRepo
 from bot.targets import ports_to
-from patch_cards import card, lock
+from patch_cards import card, chart, lock
 from porting.errors import Refused, UsageError
 from registry.models import Port, PortState
 from registry.ports import note, update_port
@@ -25,7 +26,8 @@ PUSHED = (PortState.PUBLISHED, PortState.ROLLED_BACK, PortState.WITHDRAWN)
 def rollback(context: Context, repo: str) -> tuple[str, str]:
     """Put the port before the present one back onto main of `repo`; the keys of both.
 
-    Large files are copied on the Hub. Killed before it is recorded, the next call records it.
+    Large files are copied on the Hub. Where each port has a branch of its own, the present one's
+    card is made to point to the one before. Killed before it is recorded, the next call records it.
 
     Raises:
         UsageError: there is none before it.
@@ -36,7 +38,11 @@ def rollback(context: Context, repo: str) -> tuple[str, str]:
         ports = ports_to(session, repo, *PUSHED)
     if not ports:
         raise UsageError(f"No port is published to {repo}; see: portllm ports")
-    head = context.publisher.state(repo)
+    latest = next(iter(_published(ports)), None)
+    on_main = [port for port in ports if _branch(context, port) == MAIN]
+    if latest is not None and latest not in on_main:
+        return _point_back(context, latest, _published(ports)[1:])
+    ports, head = on_main, context.publisher.state(repo)
     key = lock.read(head).key
     present = next((port for port in ports if port.key == key), None)
     if present is None:
@@ -50,12 +56,29 @@ def rollback(context: Context, repo: str) -> tuple[str, str]:
     else:
         before = [port for port in _published(ports) if _at(port) < _at(present)]
         if not before:
-            raise UsageError(
-                f"{key} is the first port to {repo}, so there is none to go back to. "
-                f"To mark it as withdrawn: portllm withdraw {key}"
-            )
+            raise _first(present)
         left, former = present, before[0]
         _restore(context, head, Job(**former.job), former, left.key)
+    return _rolled_back(context, left, former)
+
+
+def _first(port: Port) -> UsageError:
+    return UsageError(
+        f"{port.key} is the first port to {port.job['to_repo']}, so there is none to go back to. "
+        f"To mark it as withdrawn: portllm withdraw {port.key}"
+    )
+
+
+def _point_back(context: Context, left: Port, before: list[Port]) -> tuple[str, str]:
+    if not before:
+        raise _first(left)
+    where = Job(**before[0].job).tag
+    said = f"**Rolled back:** use revision `{where}`, the port to `{_name(before[0])}`, instead."
+    _give_notice(context, left, said, f"Roll back the port to {_name(left)} ({left.key})", said)
+    return _rolled_back(context, left, before[0])
+
+
+def _rolled_back(context: Context, left: Port, former: Port) -> tuple[str, str]:
     said = f"Rolled back to {_name(former)} ({former.key}). The next release gets a port again."
     with context.database.session() as session:
         if left.state == PortState.PUBLISHED:
@@ -72,7 +95,8 @@ def _restore(context: Context, head: HubRepo, job: Job, former: Port, left: str)
     if locked.key != former.key:
         raise Refused(f"{repo}@{sha[:7]} holds the port {locked.key}, not {former.key}.")
     content: dict[str, Content] = {name: Copied(repo, sha, name) for name in locked.files}
-    content[lock.NAME] = then.read(lock.NAME, 0, then.files()[lock.NAME].size)
+    for name in then.files().keys() & {lock.NAME, chart.NAME, signing.NAME}:
+        content[name] = then.read(name, 0, then.files()[name].size)
     content[CARD] = _encoded(card.restore(_card(then), _card(head)))
     context.publisher.commit(
         repo,
@@ -93,26 +117,37 @@ def withdraw(context: Context, name: str, why: str) -> str:
         port = find_port(session, name)
         if port.state not in (PortState.PUBLISHED, PortState.ROLLED_BACK):
             raise UsageError(refusal(port, "can't be withdrawn"))
-    job, why = Job(**port.job), " ".join(why.split())
-    head = context.publisher.state(job.to_repo)
-    if head.sha:
-        notice = f"**Withdrawn:** the port to `{_name(port)}`, revision `{job.tag}`. {why}"
-        before = _card(head)
-        after = card.give_notice(before, notice)
-        if after != before:
-            context.publisher.commit(
-                job.to_repo,
-                add={CARD: _encoded(after)},
-                delete=[],
-                title=f"Withdraw the port to {_name(port)} ({port.key})",
-                description=why,
-                parent=head.sha,
-            )
+    why, tag = " ".join(why.split()), Job(**port.job).tag
+    notice = f"**Withdrawn:** the port to `{_name(port)}`, revision `{tag}`. {why}"
+    _give_notice(context, port, notice, f"Withdraw the port to {_name(port)} ({port.key})", why)
     said = f"Withdrawn: {why}"
     with context.database.session() as session:
         update_port(session, port.key, state=PortState.WITHDRAWN, reason=said)
         note(session, port.key, said)
     return port.key
+
+
+def _give_notice(context: Context, port: Port, notice: str, title: str, why: str) -> None:
+    """Put it on the card of the port, where that is not gone."""
+    repo, ref = port.job["to_repo"], _branch(context, port)
+    head = context.publisher.state(repo)
+    if not head.sha:
+        return
+    if ref != MAIN:
+        head = context.publisher.branch(head, ref)
+    before = _card(head)
+    after = card.give_notice(before, notice)
+    if after != before:
+        added = {CARD: _encoded(after)}
+        context.publisher.commit(repo, added, [], title, why, head.sha, ref)
+
+
+def _branch(context: Context, port: Port) -> str:
+    """What the port was pushed to; one that was asked for, and merged, is on main."""
+    job = Job(**port.job)
+    if job.delivery == "branch" and job.tag in context.hub.branches(job.to_repo):
+        return job.tag
+    return MAIN
 
 
 def _published(ports: list[Port]) -> list[Port]:

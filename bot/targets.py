@@ -1,14 +1,20 @@
-"""Which ports go to a repo: those of the subscription to it, or of a tree's that names it."""
+"""Which ports go to a repo, and in which order: a late one never replaces a newer release's."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bot.context import NAME
+from bot.context import NAME, Context, Job
+from bot.failure import Overtaken
+from bot.hub import HubRepo
+from patch_cards import lock
 from registry.models import Base, Port, PortState, Rule, Subscription
 
 
 def ports_to(session: Session, repo: str, *states: PortState) -> list[Port]:
-    """The ports to `repo` in one of these states, the last published first."""
+    """The ports to `repo` in one of these states, the last published first.
+
+    They are those of the subscription to it, or of a tree's that names it.
+    """
     ids = list(session.scalars(select(Subscription.id).where(Subscription.to_repo == repo)))
     ids = ids or _trees(session, repo)
     if not ids:  # SQLite would read all that are in these states
@@ -34,3 +40,22 @@ def _trees(session: Session, repo: str) -> list[int]:
         if repo.startswith(start) and repo.endswith(end):
             found.append(id)
     return found
+
+
+def check_order(context: Context, job: Job, there: HubRepo) -> None:
+    """Raises Overtaken where the same subscription's port to a newer release stands `there`.
+
+    Read from the Hub, not from the records: whoever put it there may not have recorded it yet.
+    """
+    if lock.NAME not in there.files():
+        return
+    with context.database.session() as session:
+        standing = session.get(Port, lock.read(there).key)
+        ours = session.get(Port, job.key)
+        if (
+            standing is not None
+            and ours is not None
+            and standing.subscription_id == ours.subscription_id
+            and standing.release_id > ours.release_id
+        ):
+            raise Overtaken(f"{standing.key}, to {standing.release.name}, was there before it.")

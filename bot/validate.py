@@ -27,7 +27,7 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     """The evidence on `job`; without a task where the patch names no evaluation."""
     hub, work = context.hub, artefact(context, job).folder
     patch, new, old = job.patch(hub), job.new_base(hub), job.old_base(hub)
-    own = read_task(patch, hub.data)
+    own = read_task(patch, hub.data) if job.judged_by.evaluate else None
     if own is None:
         return Evidence(engine=SCORER, scale=choice.scale)
     cache = context.settings.lm_eval

@@ -63,6 +63,7 @@ class Pulse:
     def __init__(self, context: Context) -> None:
         self._database, self._worker = context.database, context.settings.worker
         self._is_shared = context.settings.is_shared
+        self._traffic = context.hub.traffic
         self._stopped = threading.Event()
         self._told = time.monotonic()
 
@@ -89,7 +90,7 @@ class Pulse:
             at = time.monotonic()
             try:
                 with self._database.session() as session:
-                    lives = workers.beat(session, self._worker, LIMIT)
+                    lives = workers.beat(session, self._worker, LIMIT, vars(self._traffic))
                     if not lives and not self._is_shared:  # the machine slept
                         workers.enter(session, self._worker)
             except SQLAlchemyError as error:

@@ -10,15 +10,26 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance
+from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetEnqueueOptions, SetWorkflowID
 
 from bot.classify import classify_release, subscriptions_to_port
 from bot.content import Uploaded
 from bot.context import Context, Job, job_of, load_job
 from bot.controls import held
-from bot.failure import STEP, Blame, Cancelled, Held, fail_port, fail_release, failure, is_expected
+from bot.failure import (
+    STEP,
+    Blame,
+    Cancelled,
+    Held,
+    Overtaken,
+    fail_port,
+    fail_release,
+    failure,
+    is_expected,
+)
 from bot.hub import NotCopied
 from bot.logs import tell
+from bot.notify import announcement, deliver
 from bot.plan import plan_port
 from bot.port import have_judged, make, remove_work
 from bot.progress import reporter
@@ -38,9 +49,8 @@ log = logging.getLogger("portllm")
 
 # DBOS numbers the steps of a workflow: raise this when their order changes. What is unfinished then
 # is begun anew; otherwise a later version of ours goes on with it.
-VERSION = "4"
-SHARDS = "shards"
-END_STATES = {"publish": PortState.PUBLISHED, "ask": PortState.ASKED}
+VERSION = "5"
+SHARDS, NOTICES = "shards", "notices"
 STOPPED = (PortState.CANCELLED, PortState.WITHDRAWN)
 
 
@@ -114,6 +124,7 @@ class Bot(DBOSConfiguredInstance):
             self.judge(key, attempt, evidence)
         except Exception as error:
             self._ended(key, attempt, error)
+        self._announce(key, attempt)
 
     @DBOS.workflow(name="publication")
     @known_here
@@ -130,6 +141,7 @@ class Bot(DBOSConfiguredInstance):
             self.tidy(key)
         except Exception as error:
             self._ended(key, attempt, error)
+        self._announce(key, attempt)
 
     @DBOS.workflow(name="shard")
     @known_here
@@ -141,11 +153,30 @@ class Bot(DBOSConfiguredInstance):
         if isinstance(error, Held):
             self.hand_back(key, attempt)
         elif isinstance(error, Cancelled):
-            self.stop(key, attempt, str(error))
+            overtaken = isinstance(error, Overtaken)
+            end = PortState.SUPERSEDED if overtaken else PortState.CANCELLED
+            self.stop(key, attempt, str(error), end)
         else:
             self.fail(key, attempt, *failure(error))
         if not is_expected(error):
+            self._announce(key, attempt)
             raise error
+
+    def _announce(self, key: str, attempt: int) -> None:
+        said, receivers = self.announce(key, attempt)
+        for number in range(receivers):
+            with SetWorkflowID(f"{said['id']}.{number}.0"):
+                DBOS.enqueue_workflow(NOTICES, self.notice, said, number, 0)
+
+    @DBOS.workflow(name="notice")
+    @known_here
+    def notice(self, said: dict[str, Any], number: int, times: int) -> None:
+        """One receiver told, or told again later: by a workflow of its own, so nothing waits."""
+        later = self.deliver(said, number, times)
+        if later is not None:
+            name = f"{said['id']}.{number}.{times + 1}"
+            with SetWorkflowID(name), SetEnqueueOptions(delay_seconds=later):
+                DBOS.enqueue_workflow(NOTICES, self.notice, said, number, times + 1)
 
     @DBOS.step(name="plan", **STEP)
     def plan(self, key: str, attempt: int) -> None:
@@ -212,18 +243,19 @@ class Bot(DBOSConfiguredInstance):
         assembly = Assembly(self.context, job, evidence.scale, judged, uploaded, reporter(key))
         try:
             with pushing:
-                published = publish(self.context, job, assembly.contents, evidence, decided)
+                delivered = publish(self.context, job, assembly.contents, evidence, decided)
         except Unsent as unsent:
             return unsent.files
         except NotCopied:
             return assembly.not_copied()
-        log.info("%s: published at %s", key, published.url)
+        log.info("%s: %s at %s", key, delivered.state, delivered.published.url)
         self._update(
             key,
-            state=END_STATES[decided.action],
+            state=delivered.state,
             step=None,
-            url=published.url,
-            published_sha=published.sha or None,
+            reason=delivered.reason,
+            url=delivered.published.url,
+            published_sha=delivered.published.sha or None,
             published_at=now(),
             made=assembly.made or judged,
         )
@@ -250,13 +282,13 @@ class Bot(DBOSConfiguredInstance):
             remove_work(self.context, key)
 
     @DBOS.step(name="stop", **STEP)
-    def stop(self, key: str, attempt: int, reason: str) -> None:
+    def stop(self, key: str, attempt: int, reason: str, end: PortState) -> None:
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
             if port.attempt != attempt:
                 return
             if port.state not in STOPPED:
-                update_port(session, key, state=PortState.CANCELLED, step=None, reason=reason)
+                update_port(session, key, state=end, step=None, reason=reason)
         remove_work(self.context, key)
 
     @DBOS.step(name="hand back", **STEP)
@@ -268,6 +300,14 @@ class Bot(DBOSConfiguredInstance):
                 state = PortState.JUDGED if port.verdict else PortState.WAITING
                 # A workflow that is over is not begun again under its name.
                 update_port(session, key, state=state, attempt=attempt + 1, due_at=now())
+
+    @DBOS.step(name="announce", **STEP)
+    def announce(self, key: str, attempt: int) -> tuple[dict[str, Any], int]:
+        return announcement(self.context, key, attempt)
+
+    @DBOS.step(name="deliver", **STEP)
+    def deliver(self, said: dict[str, Any], number: int, times: int) -> float | None:
+        return deliver(self.context, said, number, times)
 
     def _check_time(self, key: str, is_begun: bool = False) -> None:
         """Raises Held where it may not be begun any more, or, begun, published: a pause came."""

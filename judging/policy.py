@@ -35,6 +35,8 @@ class VerdictPolicy(BaseModel):
     # What is done when it is still not clear, and when the new base alone already does as well.
     unclear: Literal["ask", "reject", "publish"] = "ask"
     not_needed: Literal["ask", "reject", "publish"] = "reject"
+    # Whether anything is measured at all; if not, every port asks.
+    evaluate: bool = True
     # The patch is added this many times; `auto` takes the scale that the loss asks for.
     scale: Literal["auto"] | Annotated[float, Field(gt=0, le=2)] = 1.0
 

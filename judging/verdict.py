@@ -119,7 +119,7 @@ def decide(evidence: Evidence, weighed: Findings | None, policy: VerdictPolicy) 
     if fault := _fault(evidence):
         return Verdict(action="reject", reason=fault)
     if weighed is None:
-        return unjudged()
+        return unjudged(policy.evaluate)
     verdict = _on_its_task(weighed.own, policy)
     for action, sentence in _alarms(weighed.guard, policy):
         if action == "reject" or verdict.action == "publish":
@@ -137,10 +137,11 @@ def is_settled(evidence: Evidence, policy: VerdictPolicy) -> bool:
     return fatal or _on_its_task(weighed.own, strict).action != "ask"
 
 
-def unjudged() -> Verdict:
-    """The verdict on a patch that names no evaluation."""
-    reason = "The patch names no evaluation (eval/portllm-eval.json), so nothing was measured."
-    return Verdict(action="ask", reason=reason)
+def unjudged(wanted: bool = True) -> Verdict:
+    """The verdict on a patch that names no evaluation, or is not wanted to be measured."""
+    lacks = "The patch names no evaluation (eval/portllm-eval.json)"
+    why = lacks if wanted else "The subscription asks for no evaluation"
+    return Verdict(action="ask", reason=f"{why}, so nothing was measured.")
 
 
 def _fault(evidence: Evidence) -> str | None:

@@ -25,6 +25,7 @@ from localhub import (
     webhook_api,
 )
 from localhub.auth import Access
+from localhub.collections_api import collection_routes
 from localhub.faults import FaultMiddleware, Faults
 from localhub.hub import Call, Hub, api, route, web
 from localhub.job_api import job_routes
@@ -137,6 +138,7 @@ def create_app(
         routes=[
             *_account_routes(),
             *job_routes(),
+            *collection_routes(),
             *lfs.ROUTES,
             *_repo_routes(),
             *xet_routes(hub),

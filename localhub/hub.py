@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from localhub.auth import Access, Tokens, User, authenticate, authorize, check_writer
 from localhub.blobs import BlobStore
+from localhub.collections import CollectionStore
 from localhub.errors import HubError
 from localhub.faults import STALE_SCOPE
 from localhub.jobs import Jobs
@@ -33,6 +34,7 @@ class Hub:
     repos: RepoStore
     webhooks: Webhooks
     jobs: Jobs
+    collections: CollectionStore
     xet: Path
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
@@ -45,6 +47,7 @@ def open_hub(root: Path) -> Hub:
         repos=RepoStore(root / "repos"),
         webhooks=Webhooks(root, jobs),
         jobs=jobs,
+        collections=CollectionStore(root / "collections"),
         xet=root / "xet",  # on the file system of the blobs
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from localhub import cards
+from localhub.card_data import faults
 from localhub.errors import HubError
 from localhub.hub import Call
 from localhub.tree import entries, read_file, resolve
@@ -54,6 +55,13 @@ def validate_yaml(call: Call) -> Response:
     try:
         data = cards.metadata(call.field("content"))
     except ValueError as error:
-        return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, status_code=400)
+        return _refused([str(error)])
+    if call.json().get("repoType") == "model" and (found := faults(data)):
+        return _refused(found)
     warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
     return JSONResponse({"errors": [], "warnings": warnings})
+
+
+def _refused(errors: list[str]) -> Response:
+    told = [{"message": message} for message in errors]
+    return JSONResponse({"errors": told, "warnings": []}, status_code=400)

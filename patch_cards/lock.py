@@ -25,11 +25,13 @@ class Lock(BaseModel):
     """What the file holds. `files` maps a path in the repo to its sha256.
 
     `policy` is what a patch of class C was taken to mean, None for every other one; `scale` how
-    many times the patch was added.
+    many times the patch was added. The verdict is of `verdict_policy`, None where nothing was
+    judged. Locks of earlier engines have neither that nor `to_repo`.
     """
 
     key: str
     engine: str
+    to_repo: Repo | None = None
     patch: Input
     old_base: Input
     new_base: Input
@@ -38,6 +40,7 @@ class Lock(BaseModel):
     scale: Annotated[float, Field(gt=0, le=2)] = 1.0
     files: dict[str, Sha256]
     verdict: dict[str, Any]
+    verdict_policy: dict[str, Any] | None = None
     evidence: dict[str, Any] | None
 
     def render(self) -> bytes:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 
@@ -20,7 +20,8 @@ class Database:
         self.engine: Engine = create_engine(url, pool_pre_ping=True)
         set_up = _set_up_sqlite if self.engine.dialect.name == "sqlite" else _set_up_postgres
         event.listen(self.engine, "connect", set_up)
-        migrate(self.engine)
+        if not _is_newest(self.engine):
+            migrate(self.engine)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -32,9 +33,19 @@ class Database:
         self.engine.dispose()
 
 
+def _is_newest(engine: Engine) -> bool:
+    """Asked without Alembic, which takes longer to import than most commands to run."""
+    newest = max(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return False
+        found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return bool(found == newest)
+
+
 def migrate(engine: Engine, revision: str = "head", *, down: bool = False) -> None:
     """Bring the schema to `revision`; nothing happens where it already is."""
-    from alembic import command  # slow to import, and most commands open no database
+    from alembic import command  # slow to import, and seldom needed
     from alembic.config import Config
 
     config = Config()

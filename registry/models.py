@@ -66,10 +66,21 @@ class Patch(Record):
     """A patch at one commit, with its class (A to D) and the base commit it was trained on.
 
     `task` names what its evaluation asks, null without one; `private` patches are shown to nobody.
+    What its published ports stand on was looked at last at `checked_at`.
     """
 
     __tablename__ = "patches"
-    __table_args__ = (UniqueConstraint("repo", "sha"),)
+    __table_args__ = (
+        UniqueConstraint("repo", "sha"),
+        Index(None, "base_repo", "id"),
+        Index(None, "task", "id"),
+        Index(
+            "ix_patches_private",
+            "id",
+            sqlite_where=text("private = 1"),
+            postgresql_where=text("private"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     repo: Mapped[str]
@@ -77,14 +88,15 @@ class Patch(Record):
     sha: Mapped[str]
     kind: Mapped[str]
     portability: Mapped[str]
-    base_repo: Mapped[str] = mapped_column(index=True)
+    base_repo: Mapped[str]
     base_sha: Mapped[str]
     license: Mapped[str | None]
     pipeline_tag: Mapped[str | None]
     evaluation: Mapped[dict[str, Any] | None]
-    task: Mapped[str | None] = mapped_column(index=True)
+    task: Mapped[str | None]
     private: Mapped[bool] = mapped_column(default=False)
     added_at: Mapped[datetime] = mapped_column(default=now)
+    checked_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class Rule(StrEnum):
@@ -171,6 +183,7 @@ class Subscription(Record):
     __tablename__ = "subscriptions"
     __table_args__ = (
         UniqueConstraint("patch_id", "base_id", "to_repo"),
+        Index(None, "base_id", "id"),
         Index(
             "ix_subscriptions_active",
             "base_id",
@@ -243,8 +256,9 @@ class Port(Record):
     __table_args__ = (
         UniqueConstraint("subscription_id", "release_id"),
         Index(None, "release_id", "subscription_id"),
-        Index(None, "state", "due_at"),
-        Index(None, "release_id", "state"),
+        Index(None, "state", "due_at", "key"),
+        Index(None, "release_id", "state", "subscription_id"),
+        Index(None, "published_at", "key"),
     )
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -261,7 +275,7 @@ class Port(Record):
     made: Mapped[dict[str, Any] | None]
     url: Mapped[str | None]
     published_sha: Mapped[str | None]
-    published_at: Mapped[datetime | None] = mapped_column(index=True)
+    published_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
 
@@ -284,13 +298,17 @@ class Event(Record):
 
 
 class Worker(Record):
-    """A process that does work; one whose pulse has stopped has its work taken over."""
+    """A process that does work; one whose pulse has stopped has its work taken over.
+
+    `traffic` counts the bytes that it moved since its start, by way.
+    """
 
     __tablename__ = "workers"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     started_at: Mapped[datetime] = mapped_column(default=now)
     pulse_at: Mapped[datetime] = mapped_column(default=now)
+    traffic: Mapped[dict[str, Any] | None]
 
 
 class Control(Record):

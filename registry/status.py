@@ -4,13 +4,14 @@ A handful of queries for any number of subscriptions.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, joinedload, load_only
 
+from registry import configs
 from registry.following import THERE_BEFORE
 from registry.models import Base, Patch, Port, PortState, Release, Rule, Subscription
 from registry.ports import AT_WORK
@@ -74,9 +75,14 @@ def statuses(session: Session, subscriptions: Sequence[Subscription]) -> list[St
         part = subscriptions[start : start + MANY]
         ports = _newest_ports(session, [each.id for each in part])
         releases = _newest_releases(session, sorted({each.base_id for each in part}))
+        managed = {each.patch.repo for each in part if each.managed}
+        problems = configs.problems(session, managed) if managed else {}
         for each in part:
             newest, loud = releases.get(each.base_id, (None, None))
             found.append(_status(scene, each, ports.get(each.id), newest, loud))
+            if each.managed and each.ended_at is None and each.patch.repo in problems:
+                reason = f"{found[-1].reason} {problems[each.patch.repo]}"
+                found[-1] = replace(found[-1], reason=reason)
     return found
 
 

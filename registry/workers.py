@@ -3,6 +3,7 @@
 A worker lives while its pulse is younger than a limit. One that is dead stays so.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, select, update
@@ -27,13 +28,21 @@ def enter(session: Session, worker: str) -> None:
     session.merge(Worker(id=worker, started_at=at, pulse_at=at))
 
 
-def beat(session: Session, worker: str, limit: timedelta) -> bool:
-    """Say that `worker` lives on. False where it is dead by now: its work is no longer its own."""
+def beat(session: Session, worker: str, limit: timedelta, traffic: Mapping[str, int]) -> bool:
+    """Say that `worker` lives on, and what it moved since its start.
+
+    False where it is dead by now: its work is no longer its own.
+    """
     at = clock(session)
-    told = session.execute(
-        update(Worker).where(Worker.id == worker, Worker.pulse_at > at - limit).values(pulse_at=at)
-    )
+    alive = update(Worker).where(Worker.id == worker, Worker.pulse_at > at - limit)
+    told = session.execute(alive.values(pulse_at=at, traffic=dict(traffic)))
     return bool(told.rowcount)  # type: ignore[attr-defined]
+
+
+def traffic_of(session: Session, limit: timedelta) -> dict[str, dict[str, int]]:
+    """The bytes that each living worker moved since its start, by way."""
+    alive = select(Worker.id, Worker.traffic).where(Worker.pulse_at > clock(session) - limit)
+    return {worker: traffic or {} for worker, traffic in session.execute(alive)}
 
 
 def living(session: Session, limit: timedelta) -> set[str]:

@@ -46,7 +46,7 @@ class Mortal(HubPublisher):
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name not in ("create", "commit", "tag", "retitle", "close_request"):
+        if name not in ("create", "branch", "commit", "tag", "retitle", "close_request"):
             return found
 
         def then_maybe_die(*args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ from tests.faulty import BASE, CARD, JUDGED, FaultyWorld, Subscribed, read
 TRAILER = re.compile(r"^PortLLM-Port: (port-\w+)$", re.MULTILINE)
 GENERATED = re.compile(r"<!-- portllm:begin.*?<!-- portllm:end -->\n?", re.DOTALL)
 HEAD = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
-LOCK = "portllm.lock.json"
+LOCK, CHART = "portllm.lock.json", "portllm-chart.svg"
 OPEN = ("waiting", "queued", "running", "judged")
 DONE = ("published", "asked")
 LOST = ("failed", "refused")  # a newer port may have taken its place
@@ -175,7 +175,7 @@ class Ledger:
         lock = json.loads(self._content(subscribed.to, LOCK, sha))
         if lock["key"] != port.key or lock["new_base"]["sha"] != port.sha:
             yield f"{what}: the lock is that of {lock['key']}"
-        if (extra := set(files) - {*lock["files"], CARD, LOCK, ".gitattributes"}) != set():
+        if (extra := set(files) - {*lock["files"], CARD, CHART, LOCK, ".gitattributes"}) != set():
             yield f"{what}: files of no port: {sorted(extra)}"
         for name, digest in lock["files"].items():
             found = hashlib.sha256(self._content(subscribed.to, name, sha)).hexdigest()

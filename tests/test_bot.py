@@ -98,7 +98,7 @@ def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
     assert tags == {f"base-{new_sha[:7]}": port["published_sha"]}
     info = world.api.model_info(PORTED)
     assert info.sha == port["published_sha"]
-    assert {f"base_model:{BASE}", f"base_model:finetune:{BASE}", "portllm"} <= set(info.tags)
+    assert {f"base_model:{BASE}", f"base_model:merge:{BASE}", "portllm"} <= set(info.tags)
     endpoint = {"endpoint": world.server.endpoint, "token": world.api.token}
     lock = json.loads(Path(hf_hub_download(PORTED, "portllm.lock.json", **endpoint)).read_text())
     assert lock["new_base"] == {"repo": BASE, "sha": new_sha}
@@ -110,7 +110,7 @@ def _check_repo(world: World, new_sha: str, port: dict[str, str]) -> None:
     }
     assert stored and stored.items() <= lock["files"].items()
     card = ModelCard.load(hf_hub_download(PORTED, "README.md", **endpoint))
-    assert card.data.base_model == BASE
+    assert card.data.base_model == [BASE, PATCH]
     assert f"Task `sides`: {ITEMS} of the {ITEMS} items" in card.text
     assert "| new base alone | 0.0 |" in card.text and "{text} w94" in card.text
 

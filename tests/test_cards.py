@@ -7,6 +7,7 @@ import pytest
 import requests
 import yaml
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,11 @@ from judging.verdict import judge, weigh_all
 from localhub.server import Server
 from patch_cards import lock
 from patch_cards.account import account
-from patch_cards.card import BEGIN, END, LONGEST, CardFacts, render
+from patch_cards.card import BEGIN, END, CardFacts, render, restore
+from patch_cards.harmless import LONGEST
+from patch_cards.licences import Licence, Terms
+from patch_cards.patch_card import PatchFacts
+from patch_cards.patch_card import render as render_patch
 from porting import Adapter, Layout, TensorInfo
 from porting.errors import Refused
 from porting.updates import Absolute
@@ -71,7 +76,7 @@ def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFact
         "old_sha": OLD,
         "new_repo": "vendor/base",
         "new_sha": new_sha,
-        "license": "mit",
+        "terms": Terms(Licence("mit"), "The licence of both is MIT."),
         "pipeline_tag": "text-generation",
         "engine": "portllm 0.1.0",
         "files": {"adapter_model.safetensors": "0" * 64},
@@ -79,6 +84,13 @@ def facts(form: str = "adapter", new_sha: str = NEW, **changes: Any) -> CardFact
         "evidence": evidence.model_dump(),
         "findings": weigh_all(evidence, policy).model_dump(),
         "prompt": "{text} w94",
+        "languages": ["en"],
+        "datasets": ["owner/sides"],
+        "dataset": None,
+        "home": "https://hub.test",
+        "is_served": True,
+        "is_asked": False,
+        "has_chart": True,
     }
     return CardFacts(**known | changes)
 
@@ -111,7 +123,7 @@ def test_the_card_has_the_evidence_and_where_it_comes_from() -> None:
     assert "| sides: port - old base with the patch | -5.0 points |" in card
     assert "beyond what it did to the old | -0.125 bits |" in card
     assert "Of the 40 items, 2 that the old base with the patch answered right are wrong" in card
-    assert f"**Verdict: {FIRST.verdict['action']}.** {FIRST.verdict['reason']}" in card
+    assert f"**\u2717 Verdict: reject.** {FIRST.verdict['reason']}" in card
     for known in (OLD, NEW, PATCH_SHA, "owner/patch", "vendor/base", "{text} w94", "portllm 0.1.0"):
         assert known in card
 
@@ -120,28 +132,76 @@ def test_the_metadata_is_what_the_hub_builds_its_model_tree_from() -> None:
     adapter, merged, both = (
         metadata(render(facts(form))) for form in ("adapter", "merged", "both")
     )
-    assert adapter["base_model"] == merged["base_model"] == both["base_model"] == "vendor/base"
+    for card in (adapter, merged, both):
+        assert card["base_model"] == ["vendor/base", "owner/patch"]
     assert adapter["base_model_relation"] == "adapter" and adapter["library_name"] == "peft"
     for whole in (merged, both):
-        assert whole["base_model_relation"] == "finetune"
+        assert whole["base_model_relation"] == "merge"
         assert whole["library_name"] == "transformers"
     assert adapter["tags"] == ["portllm", "lora", "base-bbbbbbb"]
     assert (adapter["license"], adapter["pipeline_tag"]) == ("mit", "text-generation")
-    silent = metadata(render(facts(license=None, pipeline_tag=None)))
-    assert "license" not in silent and "pipeline_tag" not in silent
+    assert (adapter["language"], adapter["datasets"]) == (["en"], ["owner/sides"])
+    unknown = Terms(Licence(None), "")
+    silent = metadata(render(facts(terms=unknown, pipeline_tag=None, languages=[], datasets=[])))
+    assert not {"license", "pipeline_tag", "language", "datasets"} & silent.keys()
+    alone = metadata(render(facts("merged", patch_repo="owner/ported")))
+    assert alone["base_model"] == ["vendor/base"] and alone["base_model_relation"] == "finetune"
+
+
+def test_a_licence_replaces_all_of_the_former_one() -> None:
+    named = Terms(Licence("other", "house", "https://hub.test/licence"), "")
+    first = render(facts(terms=named))
+    assert metadata(first)["license_name"] == "house"
+    assert metadata(first)["license_link"] == "https://hub.test/licence"
+    second = metadata(render(SECOND, first))
+    assert second["license"] == "mit" and not {"license_name", "license_link"} & second.keys()
+
+
+def test_the_clients_of_the_hub_read_what_was_measured() -> None:
+    named = facts(dataset=("owner/items", "e" * 40))
+    name, results = model_index_to_eval_results(metadata(render(named))["model-index"])
+    assert name == "ported" and len(results) == 2
+    own, guard = results
+    assert (own.dataset_type, own.dataset_revision) == ("owner/items", "e" * 40)
+    assert (own.metric_type, own.metric_value, own.task_type) == (
+        "accuracy", 0.9, "text-generation"
+    )  # fmt: skip
+    assert (guard.dataset_name, guard.metric_type) == ("text", "bits_per_byte")
+    assert guard.metric_value == 1.125
+    assert own.source_url == "https://hub.test/owner/ported/blob/base-bbbbbbb/portllm.lock.json"
+    assert "model-index" not in metadata(render(facts(evidence=None, findings=None)))
+
+
+def test_an_owners_results_stay_beside_ours() -> None:
+    theirs = {"name": "mine", "results": [{"task": {"type": "x"}, "source": {"name": "me"}}]}
+    first = render(FIRST, f"---\n{yaml.safe_dump({'model-index': [theirs]})}---\n")
+    index = metadata(render(SECOND, first))["model-index"]
+    assert len(index) == 2 and index[1] == theirs and "base-ccccccc" in str(index[0])
+    unmeasured = metadata(render(facts(evidence=None, findings=None), render(SECOND, first)))
+    assert unmeasured["model-index"] == [theirs]
+    back = metadata(restore(first, render(SECOND, first)))
+    assert back["model-index"] == metadata(first)["model-index"]
 
 
 def test_the_card_says_how_to_load_what_is_there() -> None:
     adapter, merged, both = (render(facts(form)) for form in ("adapter", "merged", "both"))
-    assert "PeftModel" in adapter and f'"vendor/base", "{NEW}"' in adapter
-    assert "PeftModel" not in merged and 'from_pretrained("owner/ported"' in merged
+    pin = 'revision="base-bbbbbbb"'
+    assert f'PeftModel.from_pretrained(model, "owner/ported", {pin})' in adapter
+    assert f'"vendor/base", "{NEW}"' in adapter
+    assert f"--revision {NEW} --tokenizer-revision {NEW}" in adapter
+    assert 'ported="$(hf download owner/ported --revision base-bbbbbbb)"' in adapter
+    assert "PeftModel" not in merged and f'from_pretrained("owner/ported", {pin})' in merged
+    assert "--revision base-bbbbbbb --tokenizer-revision base-bbbbbbb" in merged
     assert 'subfolder="adapter"' in both and 'subfolder="adapter"' not in adapter + merged
     assert "on the merged weights" in merged and "on the merged weights" not in adapter
+    assert "vllm serve" not in render(facts(is_served=False))
+    assert "refs/pr/NUMBER" in render(facts(is_asked=True)) and "refs/pr/" not in adapter
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
     unmeasured = render(facts(evidence=None, findings=None, prompt=None))
     assert "## Evidence" not in unmeasured and "None" not in unmeasured
+    assert "portllm-chart.svg" in render(FIRST) and "portllm-chart.svg" not in unmeasured
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "both"])
@@ -151,12 +211,27 @@ def test_the_hub_and_its_client_take_the_card(hub: Server, form: str) -> None:
     answer = requests.post(url, json={"content": card, "repoType": "model"}, timeout=30)
     assert answer.status_code == 200 and answer.json()["errors"] == []
     parsed = ModelCard(card)
-    assert parsed.data.base_model == "vendor/base" and parsed.data.language == ["en"]
+    assert parsed.data.base_model == ["vendor/base", "owner/patch"] and parsed.data.language == [
+        "en"
+    ]
     api = HfApi(endpoint=hub.endpoint, token=hub.add_user("owner"))
     api.create_repo("owner/ported")
     api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="owner/ported")
-    relation = "adapter" if form == "adapter" else "finetune"
-    assert f"base_model:{relation}:vendor/base" in (api.model_info("owner/ported").tags or [])
+    relation = "adapter" if form == "adapter" else "merge"
+    for above in ("vendor/base", "owner/patch"):  # the port is found below both
+        (found,) = api.list_models(filter=f"base_model:{relation}:{above}")
+        assert found.id == "owner/ported"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("datasets", [None]), ("license", 3), ("base_model", "a b"), ("model-index", [{"name": "x"}])],
+)
+def test_the_local_hub_refuses_what_the_hub_does(hub: Server, field: str, value: object) -> None:
+    content = f"---\n{json.dumps({field: value})}\n---\n"
+    asked = {"content": content, "repoType": "model"}
+    answer = requests.post(f"{hub.endpoint}/api/validate-yaml", json=asked, timeout=30)
+    assert answer.status_code == 400 and f'"{field}[0]' in answer.json()["errors"][0]["message"]
 
 
 BODY = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -195,8 +270,27 @@ def test_metadata_and_words_are_told_apart(card: str, body: str | None) -> None:
     assert metadata(rendered).get("mine") == (1 if "mine" in card else None)
 
 
+OF_PATCH = PatchFacts("owner/patch", "lora", "A", "vendor/base", OLD, "sides", [], False)
+
+
+@given(before=BODY, after=BODY)
+@settings(deadline=None, max_examples=50)
+def test_the_owner_of_a_patch_keeps_words_and_metadata(before: str, after: str) -> None:
+    assume("portllm:" not in before + after and not before.startswith("---"))
+    head = "---\nbase_model: vendor/other\ntags: [mine]\n---\n"
+    edited = render_patch(OF_PATCH, head + before) + after
+    kept = outside(edited)
+    assert kept[0].startswith(before) and kept[1].endswith(after)
+    again = render_patch(OF_PATCH, edited)
+    assert outside(again) == kept and again.count(BEGIN) == 1
+    card = metadata(again)
+    assert card["tags"] == ["mine", "portllm", "lora"] and card["base_model"] == "vendor/other"
+    assert card["base_model_relation"] == "adapter" and OLD in again
+
+
 KEYS = st.text("abcdefghij_-", min_size=1, max_size=12)
 OURS = {"base_model", "base_model_relation", "library_name", "tags", "license", "pipeline_tag"}
+OURS |= {"license_name", "license_link", "model-index"}
 WORDS = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=20)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | WORDS | st.dates(),
@@ -225,7 +319,7 @@ def test_only_the_tags_of_earlier_ports_are_replaced() -> None:
 
 def test_what_is_not_the_owners_is_replaced() -> None:
     card = metadata(render(FIRST, "---\nbase_model: somebody/else\ntags: none\n---\n"))
-    assert card["base_model"] == "vendor/base" and card["tags"][0] == "portllm"
+    assert card["base_model"][0] == "vendor/base" and card["tags"][0] == "portllm"
     assert metadata(render(FIRST, "---\n- a\n- list\n---\n")) == metadata(render(FIRST))
 
 

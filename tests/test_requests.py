@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bot import controls
 from bot.classify import classify_release
+from bot.failure import Overtaken
 from bot.hub import HubRepo
 from bot.requests import follow_up
 from bot.targets import ports_to
@@ -247,3 +248,17 @@ def _check(judged: Judged, target: str, declined: set[str]) -> None:
     assert asked == {each.url for each in hub.pull_requests(target) if each.is_open}
     published = {port.published_sha for port in found if port.state == PortState.PUBLISHED}
     assert set(hub.tags(target).values()) == published
+
+
+def test_an_older_port_that_comes_late_does_not_take_the_newer_ones_place(
+    judged: Judged, target: str
+) -> None:
+    into = judged.subscribe(target)
+    older, newer = judged.judge(into), judged.judge(into)
+    judged.publish(newer)
+    ((number, _),) = requests(judged, target)
+    there = judged.context.hub.head(target, f"refs/pr/{number}")
+    with pytest.raises(Overtaken, match=newer):
+        judged.bot.publish(older, 1, {})
+    assert judged.context.hub.head(target, f"refs/pr/{number}") == there
+    assert judged.read(newer).state == PortState.ASKED

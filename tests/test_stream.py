@@ -227,7 +227,7 @@ def test_a_model_larger_than_the_disk(shop: Shop, whole: dict[str, str], tmp_pat
 
     shop.run(tmp_path, "verify", "owner/streamed")
     card = Path(shop.api.hf_hub_download("owner/streamed", "README.md")).read_text()
-    assert f"base_model: {BASE}" in card and "not judged" in card
+    assert f"base_model:\n- {BASE}\n" in card and "not judged" in card
 
 
 def test_a_file_that_the_hub_can_not_copy_is_moved(
@@ -335,7 +335,8 @@ def test_a_port_of_a_closed_base_is_closed(shop: Shop, tmp_path: Path) -> None:
     shop.push("vendor/closed", shop.base)
     shop.api.update_repo_settings("vendor/closed", gated="manual")
     shop.run(tmp_path, *shop.order("owner/closed", base="vendor/closed"))
-    assert shop.api.model_info("owner/closed").private
+    made = shop.api.model_info("owner/closed")
+    assert (made.private, made.gated) == (False, "manual")
 
     shop.api.update_repo_settings("vendor/closed", gated=False, visibility="private")
     shop.api.create_repo("owner/wide-open")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,10 @@ PORTS = {  # repo: patch, form, policy
 }
 ASKED = "refs/pr/1"  # without an evaluation the port is a pull request
 WEIGHTS = "model.safetensors"
+SIGNING = (
+    "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out signing.pem",
+    "openssl pkey -in signing.pem -pubout -out signing.pub",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.push_kind("dora", use_dora=True)
         world.push_kind("pissa", init_lora_weights="pissa", target_modules=["q_proj"])
         world.push_kind("saved", modules_to_save=["lm_head"], target_modules=["q_proj"])
+        for command in SIGNING:
+            subprocess.run([*command.split()], cwd=folder, check=True, capture_output=True)
+        world.environment["PORTLLM_SIGNING_KEY"] = str(folder / "signing.pem")
         patched.setattr("bot.hub.client.constants", SimpleNamespace(ENDPOINT=server.endpoint))
         for name in ("HF_TOKEN", "PORTLLM_HOME"):
             patched.setenv(name, world.environment[name])
@@ -138,24 +146,35 @@ def test_what_was_done_is_on_record(world: World) -> None:
 
 @pytest.mark.parametrize("repo", ["owner/frozen", "owner/converted"])
 def test_a_port_that_is_made_again_is_the_same(portllm: Portllm, world: World, repo: str) -> None:
-    found = portllm.json("verify", f"{repo}@{ASKED}")
+    key = world.folder / "signing.pub"
+    found = portllm.json("verify", f"{repo}@{ASKED}", "--public-key", key)
+    assert found["signature"]["is_checked"] and not found["claims"]
     assert (found["engine"], found["ours"]) == (ENGINE, ENGINE)
     names = {file.relative_to(ported(world, repo)).as_posix()
              for file in ported(world, repo).rglob("*") if file.is_file()}  # fmt: skip
     assert {file["name"] for file in found["files"]} == names - {
-        "README.md", "portllm.lock.json", ".gitattributes"
+        "README.md", "portllm.lock.json", ".gitattributes", "model.sig"
     }  # fmt: skip
     assert all(file["equal"] for file in found["files"])
 
 
-def tampered(world: World, name: str, changes: dict[str, bytes]) -> str:
+def tampered(world: World, name: str, changes: dict[str, bytes], signed: bool = False) -> str:
     """A copy of a port with some of its files changed."""
     repo, folder = f"owner/{name}", world.folder / name
     shutil.copytree(ported(world, "owner/moved"), folder)
+    if not signed:
+        (folder / "model.sig").unlink()
     for file, content in changes.items():
         (folder / file).write_bytes(content)
     world.push(repo, folder, "A port, so they say")
     return repo
+
+
+def edited(world: World, old: str, new: str) -> dict[str, bytes]:
+    """The card of a port, with some of its words changed."""
+    card = (ported(world, "owner/moved") / "README.md").read_text()
+    assert old in card
+    return {"README.md": card.replace(old, new).encode()}
 
 
 def lock_of(world: World, **changes: Any) -> dict[str, bytes]:
@@ -169,9 +188,10 @@ def test_files_that_are_not_those_of_the_lock_are_named(portllm: Portllm, world:
     weights = bytearray((folder / WEIGHTS).read_bytes())
     weights[-1] ^= 1
     config = (folder / "config.json").read_bytes() + b"\n"
-    repo = tampered(world, "changed", {WEIGHTS: bytes(weights), "config.json": config})
+    repo = tampered(world, "changed", {WEIGHTS: bytes(weights), "config.json": config}, True)
     shown = portllm("verify", repo, code=3)
-    assert f"differs from the lock in config.json, {WEIGHTS}." in portllm.messages
+    assert f"differs from the lock in config.json, {WEIGHTS};" in portllm.messages
+    assert f"not what was signed in config.json, {WEIGHTS}." in portllm.messages
     assert "made again" not in portllm.messages
     rows = dict(line.split("\t")[::3] for line in shown.splitlines()[1:])
     assert {name for name, held in rows.items() if held != "equal"} == {WEIGHTS, "config.json"}
@@ -182,14 +202,17 @@ def test_a_lock_that_lies_is_found_out_by_making_it_again(portllm: Portllm, worl
     del files["tokenizer.json"]
     repo = tampered(world, "lied", lock_of(world, files=files))
     shown = portllm("verify", repo, code=3)
-    assert f"made again, it differs from the lock in {WEIGHTS}, tokenizer.json." in portllm.messages
+    assert f"made again, it differs from the lock in {WEIGHTS}, tokenizer.json;" in portllm.messages
+    assert "its card is not what the lock's evidence says" in portllm.messages
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in shown.splitlines()[1:]}
     assert rows[WEIGHTS][0] == "0" * 64 and "equal" not in rows[WEIGHTS]
     assert rows["tokenizer.json"][0] == "missing" and rows["config.json"][1:] == ["equal"] * 2
 
 
 def test_a_port_of_another_engine_is_tried_all_the_same(portllm: Portllm, world: World) -> None:
-    repo = tampered(world, "older", lock_of(world, engine="portllm 0.0.1"))
+    other = "portllm 0.0.1"
+    changes = lock_of(world, engine=other) | edited(world, ENGINE, other)
+    repo = tampered(world, "older", changes)
     found = portllm.json("verify", repo)
     assert all(file["equal"] for file in found["files"]) and found["engine"] == "portllm 0.0.1"
     assert "made by portllm 0.0.1" in portllm.messages
@@ -204,4 +227,4 @@ def test_what_is_no_port_is_refused(portllm: Portllm, world: World) -> None:
     gone = {"repo": "owner/dora", "sha": "0" * 40}
     repo = tampered(world, "gone", lock_of(world, patch=gone))
     portllm("verify", repo, code=3)
-    assert "owner/dora@0000000 does not exist" in portllm.messages
+    assert f"owner/dora@{'0' * 40} does not exist" in portllm.messages

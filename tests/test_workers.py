@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,13 +223,19 @@ def test_what_comes_out_otherwise_than_judged_is_not_published(
     assert is_made(context, job, "adapter/a", judged)
     path("adapter/b").write_bytes(b"b")
     assert not is_made(context, job, "adapter/b", judged)
-    monkeypatch.setattr("bot.port._make", lambda *_: judged | {"adapter/b": "1" * 64})
+    monkeypatch.setattr(
+        import_module("bot.port"), "_make", lambda *_: judged | {"adapter/b": "1" * 64}
+    )
     with pytest.raises(PortllmError, match=r"not what was judged: adapter/b\."):
         ready(context, job, 1.0, judged, silent)
     made = []
-    monkeypatch.setattr("bot.port._make", lambda *_: made.append(judged) or judged)
+    monkeypatch.setattr(
+        import_module("bot.port"), "_make", lambda *_: made.append(judged) or judged
+    )
     for is_judged in (False, True):  # it is made again on this machine for those who judge it
-        monkeypatch.setattr("bot.port._is_judged", lambda *_, is_judged=is_judged: is_judged)
+        monkeypatch.setattr(
+            import_module("bot.port"), "_is_judged", lambda *_, is_judged=is_judged: is_judged
+        )
         have_judged(context, job, 1.0, judged, silent)
         assert bool(made) == is_judged
 
@@ -245,14 +252,16 @@ def test_a_worker_without_others_is_an_error_of_usage(tmp_path: Path) -> None:
 def test_the_dead_stay_dead_by_the_clock_of_the_database(database: Database) -> None:
     with database.session() as session:
         workers.enter(session, "a")
-        assert workers.beat(session, "a", LIMIT) and workers.living(session, LIMIT) == {"a"}
+        assert workers.beat(session, "a", LIMIT, {"read": 7})
+        assert workers.living(session, LIMIT) == {"a"}
+        assert workers.traffic_of(session, LIMIT) == {"a": {"read": 7}}
     with database.session() as session:
-        assert not workers.beat(session, "a", timedelta(0))
-        assert not workers.beat(session, "b", LIMIT)
+        assert not workers.beat(session, "a", timedelta(0), {})
+        assert not workers.beat(session, "b", LIMIT, {})
         assert workers.living(session, timedelta(0)) == set()
         workers.bury(session, timedelta(0))
     with database.session() as session:
-        assert not workers.beat(session, "a", LIMIT)
+        assert not workers.beat(session, "a", LIMIT, {})
 
 
 def test_one_watches_until_it_leaves_or_dies(database: Database) -> None:

@@ -104,6 +104,7 @@ def save_adapter(
         if ".lora_" in name:
             parameter.data = torch.randn(parameter.shape).mul(0.3).to(dtype)
     adapted.save_pretrained(folder)
+    (folder / "README.md").unlink()  # PEFT's: it names a folder as the base, which no Hub takes
     return folder
 
 

@@ -6,6 +6,7 @@ import typer
 
 from bot import controls, takeback
 from bot.address import parse_repo
+from bot.cli import completing
 from bot.cli.output import Json, message, print_json, print_table
 from bot.cli.sources import open_context
 from bot.cli.status import PANEL, PortName
@@ -14,7 +15,11 @@ from registry.models import Subscription
 
 WhatOption = Annotated[
     str | None,
-    typer.Argument(metavar="[TARGET|PATCH]", help="The repo that ports go to, or a patch."),
+    typer.Argument(
+        metavar="[TARGET|PATCH]",
+        help="The repo that ports go to, or a patch.",
+        autocompletion=completing.targets_and_patches,
+    ),
 ]
 
 
@@ -26,7 +31,11 @@ def add_to(app: typer.Typer) -> None:
 def retry(
     what: Annotated[
         str,
-        typer.Argument(metavar="PORT|BASE", help="A port, or a repo that could not be read."),
+        typer.Argument(
+            metavar="PORT|BASE",
+            help="A port, or a repo that could not be read.",
+            autocompletion=completing.ports,
+        ),
     ],
     json_: Json = False,
 ) -> None:
@@ -104,7 +113,14 @@ def resume(
 
 
 def rollback(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The repo that ports go to.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="The repo that ports go to.",
+            autocompletion=completing.targets,
+        ),
+    ],
     json_: Json = False,
 ) -> None:
     """Put the port before the present one back onto a repo's main, by one commit on top.
@@ -113,9 +129,9 @@ def rollback(
 
     Example: portllm rollback me/tickets-lora-ported
     """
-    context = open_context()
-    left, restored = takeback.rollback(context, parse_repo(target).repo)
-    _tell({"rolled back": left, "restored": restored, "url": context.hub.url(target)}, json_)
+    context, repo = open_context(), parse_repo(target).repo
+    left, restored = takeback.rollback(context, repo)
+    _tell({"rolled back": left, "restored": restored, "url": context.hub.url(repo)}, json_)
     message(f"Next: portllm show {left}")
 
 

@@ -12,7 +12,7 @@ from bot.followed import heads
 from bot.hub.jobs import Deployment, deploy
 from porting.errors import Refused, UsageError
 
-app = typer.Typer(help="Run the bot elsewhere.", no_args_is_help=True)
+app = typer.Typer(name="deploy", no_args_is_help=True)
 HERE = ("", "localhost", "127.0.0.1", "::1")
 
 

@@ -7,7 +7,7 @@ import typer
 
 from bot.cli.output import message
 
-app = typer.Typer(help="A Hub on your own disk.", no_args_is_help=True)
+app = typer.Typer(name="hub", no_args_is_help=True)
 
 
 @app.callback()

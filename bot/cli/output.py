@@ -35,7 +35,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
 
 
 def message(text: str) -> None:
+    """For people; --quiet leaves it out."""
     console.print(text, markup=False)
+
+
+def complaint(text: str) -> None:
+    """An error: not even --quiet leaves it out."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def print_json(data: Any) -> None:

@@ -6,16 +6,26 @@ import typer
 from sqlalchemy import select
 
 from bot.address import parse_repo
-from bot.cli import making
+from bot.cli import cards, completing, making
 from bot.cli.output import WHERE, Json, message, print_fields, print_json, print_table
 from bot.cli.sources import open_context
+from bot.hub import Hub
 from bot.register import register
 from registry.models import Patch
 from registry.records import find_patch
 
-app = typer.Typer(help="Record patches to be kept alive, and make patches.", no_args_is_help=True)
+app = typer.Typer(name="patch", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="PATCH", help=f"{WHERE} on the Hub.")]
+Known = Annotated[
+    str,
+    typer.Argument(metavar="PATCH", help=f"{WHERE} on the Hub.", autocompletion=completing.patches),
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Record patches to be kept alive, and make patches."""
 
 
 @app.command(no_args_is_help=True)
@@ -34,11 +44,13 @@ def add(
 
     Example: portllm patch add me/tickets-lora --base HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f
     """
-    record = register(open_context(), parse_repo(patch), parse_repo(base) if base else None)
+    context = open_context()
+    record = register(context, parse_repo(patch), parse_repo(base) if base else None)
+    found = facts(record, context.hub)
     if json_:
-        print_json(facts(record))
+        print_json(found)
         return
-    print_fields(facts(record))
+    print_fields(found)
     message(
         f"Next: portllm subscribe {record.repo} --follow {record.base_repo} --to NAMESPACE/NAME"
     )
@@ -50,8 +62,11 @@ def list_(json_: Json = False) -> None:
 
     Example: portllm patch list --json
     """
-    with open_context().database.session() as session:
-        rows = [facts(patch) for patch in session.scalars(select(Patch).order_by(Patch.id))]
+    context = open_context()
+    with context.database.session() as session:
+        rows = [
+            facts(patch, context.hub) for patch in session.scalars(select(Patch).order_by(Patch.id))
+        ]
     if json_:
         print_json(rows)
         return
@@ -64,15 +79,15 @@ def list_(json_: Json = False) -> None:
 
 
 @app.command(no_args_is_help=True)
-def show(patch: Name, json_: Json = False) -> None:
+def show(patch: Known, json_: Json = False) -> None:
     """Show what is recorded of a patch.
 
     Example: portllm patch show me/tickets-lora
     """
-    address = parse_repo(patch)
-    with open_context().database.session() as session:
+    address, context = parse_repo(patch), open_context()
+    with context.database.session() as session:
         record = find_patch(session, address.repo, address.revision)
-        shown = facts(record) | {"evaluation": record.evaluation}
+        shown = facts(record, context.hub) | {"evaluation": record.evaluation}
     if json_:
         print_json(shown)
         return
@@ -80,11 +95,13 @@ def show(patch: Name, json_: Json = False) -> None:
 
 
 making.add_to(app)
+cards.add_to(app)
 
 
-def facts(patch: Patch) -> dict[str, object]:
+def facts(patch: Patch, hub: Hub) -> dict[str, object]:
     return {
         "patch": f"{patch.repo}@{patch.sha}",
+        "url": hub.url(patch.repo, patch.sha),
         "kind": patch.kind,
         "class": patch.portability,
         "trained_on": f"{patch.base_repo}@{patch.base_sha}",

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from bot.cli.progress import progress
 from bot.cli.sources import old_base, open_source
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs, Place, Wanted, needs_old_base
+from bot.sandbox import Report
 from judging.task import read_task
 from porting import Adapter, LoraPair, Plan, read_adapter
 from porting.errors import UsageError
@@ -131,7 +132,7 @@ def plan_(
 
     Example: portllm plan HuggingFaceTB/SmolLM2-135M-Instruct@main me/tickets-lora
     """
-    inputs = _inputs(base, patch, as_, old, policy, compared=forecast)
+    inputs = read_inputs(base, patch, as_.value, old, policy, compared=forecast)
     found = None
     if forecast:
         merged = replace(inputs, form="merged", policy=inputs.plan.policy)
@@ -178,34 +179,43 @@ def port(
 
     Example: portllm port HuggingFaceTB/SmolLM2-135M-Instruct me/tickets-lora --out ported
     """
-    if out.exists():
-        raise UsageError(f"{out} exists; name a new folder.")
-    inputs = _inputs(base, patch, as_, old, policy)
-    if as_ is Form.ADAPTER and not isinstance(inputs.new, HubRepo):
-        raise UsageError(
-            f"An adapter points at a base on the Hub, and {base} is a folder. "
-            "Name the repo, or use --as merged."
-        )
+    inputs = read_inputs(base, patch, as_.value, old, policy)
+    check_out(inputs, out)
     message(inputs.plan.summary)
-    folder = out.resolve()
-    made = folder.with_name(f".{folder.name}.portllm")
     with progress() as report:
-        digests = sandbox.run(inputs.order(made, report, hash_), report)
-    (made / as_.value).rename(folder)
-    made.rmdir()
-    files = {name.partition("/")[2]: digest for name, digest in digests.items()}
+        files = make(inputs, out.resolve(), hash_, report)
     if json_:
-        print_json({"out": str(folder), "as": as_.value, "files": files})
+        print_json({"out": str(out.resolve()), "as": as_.value, "files": files})
         return
     print_table(("file", "sha256"), sorted(files.items()))
     message(f"Written to {out}. Next: look at it with `ls {out}`, or let the bot do this for every "
             "release: portllm subscribe --help")  # fmt: skip
 
 
-def _inputs(
+def check_out(inputs: Inputs, out: Path) -> None:
+    """Refuse, before anything is made, a folder that is there, or an adapter of no base's."""
+    if out.exists():
+        raise UsageError(f"{out} exists; name a new folder.")
+    if inputs.form == "adapter" and not isinstance(inputs.new, HubRepo):
+        raise UsageError(
+            f"An adapter points at a base on the Hub, and {inputs.new.name} is a folder. "
+            "Name the repo, or use --as merged."
+        )
+
+
+def make(inputs: Inputs, folder: Path, hashed: bool, report: Report) -> dict[str, str]:
+    """Port into `folder`, which appears once it is whole: the sha256 of each file."""
+    made = folder.with_name(f".{folder.name}.portllm")
+    digests = sandbox.run(inputs.order(made, report, hashed), report)
+    (made / inputs.form).rename(folder)
+    made.rmdir()
+    return {name.partition("/")[2]: digest for name, digest in digests.items()}
+
+
+def read_inputs(
     base: str,
     patch: str,
-    as_: Form,
+    as_: Literal["merged", "adapter"],
     old: str | None,
     policy: Policy | None,
     compared: bool = False,
@@ -213,7 +223,7 @@ def _inputs(
     hub = Hub()
     new, source = open_source(base, hub), open_source(patch, hub)
     before = _old_base(hub, source, old, policy, compared)
-    return Inputs(new, source, before, as_.value, policy)
+    return Inputs(new, source, before, as_, policy)
 
 
 def _old_base(

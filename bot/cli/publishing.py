@@ -70,7 +70,13 @@ def publish(
     )
     with progress() as report:
         done = publish_streamed(
-            job, trained, context.publisher, context.settings.work(job.key), private, report
+            job,
+            trained,
+            context.publisher,
+            context.settings.work(job.key),
+            private,
+            report,
+            context.settings.signing_key,
         )
     if json_:
         print_json(_facts(done, hub))

@@ -9,7 +9,7 @@ from bot.cli.sources import open_context
 from bot.dry_run import pushed, rehearsal
 from porting.errors import UsageError
 
-app = typer.Typer(help="Watch the followed bases, and port.", no_args_is_help=True)
+app = typer.Typer(name="bot", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:

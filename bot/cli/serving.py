@@ -1,4 +1,4 @@
-"""`portllm serve`: events in, health and metrics out."""
+"""`portllm serve`: pages and an API out, events in, health and metrics out."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -28,9 +28,10 @@ def serve(
         bool, typer.Option("--webhooks/--no-webhooks", help="Take the Hub's events.")
     ] = True,
 ) -> None:
-    """Take the Hub's webhooks (/webhooks), and show /metrics, /healthz and /readyz.
+    """Show the registry as pages and under /api, and take the Hub's webhooks (/webhooks).
 
-    The events' secret is PORTLLM_WEBHOOK_SECRET. Run it beside portllm bot run.
+    The events' secret is PORTLLM_WEBHOOK_SECRET. /metrics, /healthz and /readyz are for monitors.
+    Run it beside portllm bot run.
 
     Example: portllm serve --port 8080 --url https://bot.example.com
     """
@@ -39,6 +40,12 @@ def serve(
     if not webhooks and address is not None:
         raise UsageError("--url is where the Hub's events go: it goes with --webhooks.")
     secret = _secret(context.settings.webhook_secret) if webhooks else None
+    token = context.settings.api_token
+    if token is not None and not _is_safe(token.get_secret_value()):
+        raise UsageError(
+            f"PORTLLM_API_TOKEN has to be at least {LEAST} ASCII characters, such as those of: "
+            "openssl rand -hex 32. Or unset it: then nothing can be changed under /api."
+        )
 
     from bot.hub.limiter import Limiter, install
     from bot.requests import follow_up
@@ -60,9 +67,13 @@ def _public(url: str) -> str:
 
 def _secret(given: SecretStr | None) -> str:
     secret = given.get_secret_value() if given is not None else ""
-    if len(secret) < LEAST or not (secret.isascii() and secret.isprintable()):
+    if not _is_safe(secret):
         raise UsageError(
             f"Set PORTLLM_WEBHOOK_SECRET to at least {LEAST} ASCII characters that only the Hub "
             "is told, such as those of: openssl rand -hex 32. Or take no events: --no-webhooks."
         )
     return secret
+
+
+def _is_safe(secret: str) -> bool:
+    return len(secret) >= LEAST and secret.isascii() and secret.isprintable()

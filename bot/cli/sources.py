@@ -1,23 +1,25 @@
 """From what a user typed to something that can be read: a folder, or a repo at one commit."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot.address import parse
-from bot.context import Context
-from bot.hub import Hub, HubPublisher, HubRepo
-from bot.inputs import Place
 from bot.logs import hide
-from bot.manners import Manners
-from bot.register import trained_on
 from bot.settings import Settings
 from judging.policy import VerdictPolicy, parse_policy
 from porting import Folder, read_adapter
 from porting.errors import UsageError
 from registry.database import Database
+
+if TYPE_CHECKING:  # not for the commands that only look into the registry: imported where needed
+    from bot.context import Context
+    from bot.hub import Hub, HubRepo
+    from bot.inputs import Place
+    from bot.manners import Manners
 
 
 def read_settings() -> Settings:
@@ -31,21 +33,28 @@ def read_settings() -> Settings:
         ) from error
 
 
-def open_context() -> Context:
+def open_context() -> "Context":
+    from bot.context import Context
+    from bot.hub import Hub, HubPublisher
+
+    settings, database = _open()
+    hub = Hub()
+    hide(str(hub.token) if hub.token else None)
+    return Context(hub, HubPublisher(hub), database, settings)
+
+
+def open_registry() -> Database:
+    """For commands that ask no Hub."""
+    return _open()[1]
+
+
+def _open() -> tuple[Settings, Database]:
     settings = read_settings()
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hub = Hub()
-    hide(*_secrets(settings, hub))
-    return Context(hub, HubPublisher(hub), open_database(settings), settings)
-
-
-def _secrets(settings: Settings, hub: Hub) -> list[str | None]:
-    said = settings.webhook_secret
-    return [
-        str(hub.token) if hub.token else None,
-        make_url(settings.registry_url).password,
-        said.get_secret_value() if said else None,
-    ]
+    for said in (settings.webhook_secret, settings.notify_secret, settings.api_token):
+        hide(said.get_secret_value() if said else None)
+    hide(make_url(settings.registry_url).password)
+    return settings, open_database(settings)
 
 
 def open_database(settings: Settings) -> Database:
@@ -68,7 +77,9 @@ def read_policy(file: Path | None) -> VerdictPolicy:
     return parse_policy(file.read_bytes(), str(file))
 
 
-def read_manners(minimum_release_age: str, schedule: str | None, group: str | None) -> Manners:
+def read_manners(minimum_release_age: str, schedule: str | None, group: str | None) -> "Manners":
+    from bot.manners import Manners
+
     given = {
         "minimum_release_age": minimum_release_age, "schedule": schedule, "group": group
     }  # fmt: skip
@@ -80,16 +91,20 @@ def read_manners(minimum_release_age: str, schedule: str | None, group: str | No
         raise UsageError(f"--{option} {wrong['input']!r}: {wrong['msg']}.") from error
 
 
-def open_source(text: str, hub: Hub) -> Folder | HubRepo:
+def open_source(text: str, hub: "Hub") -> "Folder | HubRepo":
     """`text` as a source; a ref is resolved to the commit it stands for now."""
+    from bot.hub import HubRepo
+
     address = parse(text)
     if isinstance(address, Path):
         return Folder(address)
     return HubRepo(hub, address.repo, hub.head(address.repo, address.revision or "main"))
 
 
-def old_base(hub: Hub, patch: Place, given: str | None) -> Place:
+def old_base(hub: "Hub", patch: "Place", given: str | None) -> "Place":
     """The base that `patch` was trained on: the one `given` by --old, else what its config pins."""
+    from bot.register import trained_on
+
     address = parse(given) if given is not None else None
     if isinstance(address, Path):
         return Folder(address)

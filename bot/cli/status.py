@@ -10,8 +10,9 @@ import typer
 from sqlalchemy.orm import Session, defer
 
 from bot.address import parse_repo
+from bot.cli import completing
 from bot.cli.output import Json, message, print_fields, print_json, print_table
-from bot.cli.sources import open_context
+from bot.cli.sources import open_registry
 from bot.controls import STOPPABLE, find_port, way_on
 from judging.arms import ARMS, figure
 from judging.evidence import Evidence
@@ -19,15 +20,26 @@ from porting.errors import UsageError
 from registry.models import Event, Port, PortState
 from registry.ports import events, newest_ports
 from registry.scene import Scene
-from registry.status import ENDED, STATES, chosen, statuses, told
+from registry.status import ENDED, STATES, Status, chosen, statuses, told
 
 PANEL = "Keep patches up to date"
 FOLLOW_SECONDS = 1.0
 PortName = Annotated[
-    str, typer.Argument(metavar="PORT", help="A port's key, or enough of its beginning.")
+    str,
+    typer.Argument(
+        metavar="PORT",
+        help="A port's key, or enough of its beginning.",
+        autocompletion=completing.ports,
+    ),
 ]
 PatchOption = Annotated[
-    str | None, typer.Option("--patch", metavar="REPO", help="Only what is of this patch.")
+    str | None,
+    typer.Option(
+        "--patch",
+        metavar="REPO",
+        help="Only what is of this patch.",
+        autocompletion=completing.patches,
+    ),
 ]
 
 
@@ -43,7 +55,10 @@ def status(
         str | None, typer.Option(help="Only the patches of this user or organisation.")
     ] = None,
     patch: PatchOption = None,
-    state: Annotated[str | None, typer.Option(help="Only what is in this state.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="Only what is in this state.", autocompletion=completing.states),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Every subscription: its state, and one sentence why.
@@ -52,13 +67,7 @@ def status(
 
     Example: portllm status --owner me --state waiting
     """
-    if state is not None and state not in STATES:
-        raise UsageError(f"--state {state} is none of: {', '.join(STATES)}.")
-    repo = parse_repo(patch).repo if patch else None
-    with open_context().database.session() as session:
-        ended = patch is not None or state == ENDED
-        found = statuses(session, chosen(session, owner, repo, ended))
-    rows = [row for row in found if state in (None, row.state)]
+    rows = read_status(owner, patch, state)
     if json_:
         print_json([row.to_dict() for row in rows])
         return
@@ -66,10 +75,22 @@ def status(
         ("patch", "follows", "to", "state", "why"),
         [(row.patch, row.follows, row.to, row.state, row.reason) for row in rows],
     )
-    if not found:
-        message("Nothing is subscribed. Next: portllm subscribe --help")
+    if not rows:
+        message("Nothing of that is subscribed. Next: portllm subscribe --help")
     elif any(row.port for row in rows):
         message("More about a port: portllm ports, portllm show PORT")
+
+
+def read_status(
+    owner: str | None = None, patch: str | None = None, state: str | None = None
+) -> list[Status]:
+    if state is not None and state not in STATES:
+        raise UsageError(f"--state {state} is none of: {', '.join(STATES)}.")
+    repo = parse_repo(patch).repo if patch else None
+    with open_registry().session() as session:
+        ended = patch is not None or state == ENDED
+        found = statuses(session, chosen(session, owner, repo, ended))
+    return [row for row in found if state in (None, row.state)]
 
 
 def ports(
@@ -85,7 +106,7 @@ def ports(
     query = newest_ports(limit, state, parse_repo(patch).repo if patch else None)
     if not json_:
         query = query.options(defer(Port.evidence))
-    with open_context().database.session() as session:
+    with open_registry().session() as session:
         scene = Scene.now(session)
         found = list(session.scalars(query))
         if json_:
@@ -109,7 +130,7 @@ def show(port: PortName, json_: Json = False) -> None:
 
     Example: portllm show port-0123456789abcdef
     """
-    with open_context().database.session() as session:
+    with open_registry().session() as session:
         found = find_port(session, port)
         facts = _facts(found, Scene.now(session)) | {
             "trained_on": f"{found.job['old_repo']}@{found.job['old_sha']}",
@@ -144,7 +165,7 @@ def logs(
 
     Example: portllm logs port-0123456789abcdef --follow
     """
-    database, last = open_context().database, 0
+    database, last = open_registry(), 0
     with database.session() as session:
         key = find_port(session, port).key
     while True:
@@ -164,10 +185,10 @@ def logs(
 
 
 def _facts(port: Port, scene: Scene) -> dict[str, Any]:
-    patch = port.subscription.patch
+    patch = port.subscription.patch  # which may have moved on since
     return {
         "port": port.key,
-        "patch": f"{patch.repo}@{patch.sha}",
+        "patch": f"{patch.repo}@{port.job.get('patch_sha', patch.sha)}",
         "release": f"{port.release.repo}@{port.release.sha}",
         "form": port.job.get("form"),
         "policy": port.job.get("policy"),

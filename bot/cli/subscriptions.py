@@ -1,11 +1,13 @@
 """`portllm subscribe` and `unsubscribe`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bot.address import parse_repo
+from bot.address import parse_repo, plain
+from bot.cli import completing
 from bot.cli.output import (
     WHERE,
     Json,
@@ -16,10 +18,13 @@ from bot.cli.output import (
     print_table,
 )
 from bot.cli.sources import open_context, read_manners, read_policy
+from bot.context import Context, Delivery
 from bot.follow import parse_follow
 from bot.subscribe import Wanted, begin
+from porting.plan import Policy
 from registry import records
 from registry.models import Subscription
+from registry.status import Status
 from registry.status import shown as shown_base
 from registry.status import status as status_of
 
@@ -32,13 +37,22 @@ class Form(StrEnum):
     BOTH = "both"
 
 
+class By(StrEnum):
+    COMMIT = "commit"
+    BRANCH = "branch"
+    REQUEST = "request"
+
+
 def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL, no_args_is_help=True)(subscribe)
     app.command(rich_help_panel=PANEL, no_args_is_help=True)(unsubscribe)
 
 
 def subscribe(
-    patch: Annotated[str, typer.Argument(help=f"A recorded patch: {WHERE}.")],
+    patch: Annotated[
+        str,
+        typer.Argument(help=f"A recorded patch: {WHERE}.", autocompletion=completing.patches),
+    ],
     follow: Annotated[
         str,
         typer.Option(
@@ -47,7 +61,15 @@ def subscribe(
             "tree:name@tag,tag (those with the Hub's tags)."
         ),
     ],
-    to: Annotated[str, typer.Option(help="The repo that ports are pushed to: namespace/name.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The repo that ports are pushed to: namespace/name. Default: yours, PATCH-on-BASE."
+        ),
+    ] = None,
+    by: Annotated[
+        By, typer.Option(help="How: a commit on main, a branch each, or a pull request.")
+    ] = By.COMMIT,
     as_: Annotated[Form, typer.Option("--as", help="What is pushed.")] = Form.ADAPTER,
     policy: PolicyOption = None,
     verdict_policy: VerdictPolicyOption = None,
@@ -69,6 +91,14 @@ def subscribe(
     group: Annotated[
         str | None, typer.Option(help="Publish together with the others of this group.")
     ] = None,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Tell of each port: a webhook of Slack or Discord, one that takes JSON "
+            "(json:https://...), or discussion, one in the patch's repo. May be given again.",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Keep a patch alive on a base: from now on, each new revision gets a port.
@@ -77,30 +107,68 @@ def subscribe(
     --to me/tickets-lora-ported
     """
     context = open_context()
-    wanted = Wanted(
-        parse_repo(patch),
-        parse_follow(follow),
+    shown = take_up(
+        context,
+        patch,
+        follow,
         to,
         as_.value,
         policy,
-        read_policy(verdict_policy).model_dump(mode="json") if verdict_policy else None,
-        read_manners(minimum_release_age, schedule, group),
+        verdict_policy,
         from_,
+        minimum_release_age,
+        schedule,
+        group,
+        by.value,
+        tuple(notify or ()),
     )
-    with context.database.session() as session:
-        shown = status_of(session, session.get_one(Subscription, begin(context, wanted)))
     if json_:
         print_json(shown.to_dict())
         return
     print_table(
-        ("patch", "follows", "to", "as", "policy"),
-        [(shown.patch, shown.follows, shown.to, as_, policy or "")],
+        ("patch", "follows", "to", "as", "by", "policy"),
+        [(shown.patch, shown.follows, shown.to, as_, by, policy or "")],
     )
-    message("Next: portllm bot run")
+    message(f"Its ports go to {context.hub.url(shown.to)}. Next: portllm bot run")
+
+
+def take_up(
+    context: Context,
+    patch: str,
+    follow: str,
+    to: str | None = None,
+    as_: str = "adapter",
+    policy: Policy | None = None,
+    verdict_policy: Path | None = None,
+    from_: str | None = None,
+    minimum_release_age: str = "0m",
+    schedule: str | None = None,
+    group: str | None = None,
+    by: Delivery = "commit",
+    notify: tuple[str, ...] = (),
+) -> Status:
+    """Subscribe, with what a user wrote."""
+    wanted = Wanted(
+        parse_repo(patch),
+        parse_follow(follow),
+        plain(to) if to else None,
+        as_,
+        policy,
+        read_policy(verdict_policy).model_dump(mode="json") if verdict_policy else None,
+        read_manners(minimum_release_age, schedule, group),
+        from_,
+        delivery=by,
+        notify=notify,
+    )
+    with context.database.session() as session:
+        return status_of(session, session.get_one(Subscription, begin(context, wanted)))
 
 
 def unsubscribe(
-    patch: Annotated[str, typer.Argument(help="The patch: namespace/name.")],
+    patch: Annotated[
+        str,
+        typer.Argument(help="The patch: namespace/name.", autocompletion=completing.patches),
+    ],
     to: Annotated[str | None, typer.Option(help="Only the subscription to this repo.")] = None,
     json_: Json = False,
 ) -> None:
@@ -109,7 +177,7 @@ def unsubscribe(
     Example: portllm unsubscribe me/tickets-lora
     """
     with open_context().database.session() as session:
-        ended = records.unsubscribe(session, parse_repo(patch).repo, to)
+        ended = records.unsubscribe(session, parse_repo(patch).repo, plain(to) if to else None)
         rows = [(s.patch.repo, shown_base(s.base), s.to_repo) for s in ended]
     if json_:
         print_json([{"patch": p, "followed": base, "to": target} for p, base, target in rows])

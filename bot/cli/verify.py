@@ -1,5 +1,6 @@
 """`portllm verify`: is a port what its lock says, to the byte?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from bot.cli.output import WHERE, Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
+from bot.verify import Signed
 from bot.verify import verify as verify_port
 from patch_cards import lock
 
@@ -19,9 +21,15 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     port: Annotated[str, typer.Argument(help=f"A published port: {WHERE}.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="The PEM file of the public key that it has to be signed with."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make a published port again from what its lock names, and compare it to the byte.
+
+    Its verdict, the numbers of its card and its signature, if it has one, are checked as well.
 
     Example: portllm verify me/tickets-lora-ported@base-12fd25f
     """
@@ -31,7 +39,7 @@ def verify(
     if locked.engine != ENGINE:
         message(f"It was made by {locked.engine}, and this is {ENGINE}: trying all the same.")
     with progress() as report:
-        found = verify_port(repo, locked, report)
+        found = verify_port(repo, locked, report, public_key)
     if json_:
         print_json(found.to_dict())
     else:
@@ -45,9 +53,23 @@ def verify(
                 for file in found.files
             ],
         )  # fmt: skip
+    for notice in found.notices:
+        message(f"Its card says: {notice}")
     found.check()
     if not json_:
         message(f"{found.port} is what its lock says: {len(found.files)} files, to the byte.")
+        message(_said(found.signature))
+
+
+def _said(signature: Signed | None) -> str:
+    if signature is None:
+        return "It is not signed."
+    if signature.is_checked:
+        return f"It is signed with this key ({signature.key})."
+    return (
+        f"It says that it is signed with the key {signature.key}, which was not checked: that "
+        "takes the key's owner's public key, as --public-key FILE."
+    )
 
 
 def _compared(locked: str | None, other: str | None) -> str:

@@ -8,32 +8,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    hf_raise_for_status,
+    http_backoff,
+)
 
 from bot.content import Traffic
 from bot.hub.errors import translated
 from judging.spec import HubFile
 from judging.task import LARGEST
+from patch_cards.licences import Licence
 from porting import FileEntry, Folder
 from porting.errors import HubError, Refused
 
 disable_progress_bars()  # steps are shown by who runs them
 
+Gated = Literal["auto", "manual", False]
 MOST_PATHS = 500  # that the Hub tells of in one answer
+MOST_SAID = 300  # characters of what it has against a field: it may list all that it would take
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a repo says of itself, at one commit."""
+    """What a repo says of itself, at one commit.
+
+    `gated` is how access is given: to whoever asks (auto), one by one (manual), to all (False).
+    """
 
     sha: str
     private: bool
-    gated: bool
-    license: str | None
+    gated: Gated
+    licence: Licence
     pipeline_tag: str | None
+    languages: list[str]
+    datasets: list[str]
+
+    @property
+    def license(self) -> str | None:
+        return self.licence.id
 
 
 @dataclass(frozen=True)
@@ -73,14 +92,23 @@ class Hub:
             info = self.api.model_info(repo, revision=revision)
         if info.sha is None:
             raise HubError(f"The Hub names no commit for {repo}@{revision}.")
-        license = info.card_data.get("license") if info.card_data else None
+        card: Any = info.card_data or {}
         return Facts(
             sha=info.sha,
             private=bool(info.private),
-            gated=bool(info.gated),
-            license=license if isinstance(license, str) else None,
+            gated=info.gated or False,
+            licence=self._licence(repo, info.sha, card),
             pipeline_tag=info.pipeline_tag,
+            languages=_strings(card.get("language")),
+            datasets=_strings(card.get("datasets")),
         )
+
+    def _licence(self, repo: str, sha: str, card: Mapping[str, Any]) -> Licence:
+        fields = (card.get(f"license{which}") for which in ("", "_name", "_link"))
+        id, name, link = (each if isinstance(each, str) else None for each in fields)
+        if link and "://" not in link:  # a file of the repo
+            link = f"{self.endpoint}/{repo}/blob/{sha}/{link}"
+        return Licence(id, name, link)
 
     def is_tag(self, repo: str, name: str) -> bool:
         return name in self.tags(repo)
@@ -168,8 +196,20 @@ class Hub:
     @cached_property
     def user(self) -> str:
         """Whose token it is."""
-        name: str = self.api.whoami()["name"]
+        with translated("the question whose token this is"):
+            name: str = self.api.whoami()["name"]
         return name
+
+    def may_write(self, repo: str) -> bool:
+        """Whether this token may commit to `repo`; else it may only ask by a pull request."""
+        with translated(repo):
+            try:
+                self.api.auth_check(repo, write=True)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 403:
+                    raise
+                return False
+        return True
 
     def copyable(self, repo: str, sha: str, files: list[str]) -> set[str]:
         """Which large files of `repo` at `sha` the Hub can copy to another repo: those in Xet."""
@@ -182,6 +222,21 @@ class Hub:
                 )
             ]
         return {each.path for each in found if isinstance(each, RepoFile) and each.xet_hash}
+
+    def check_card(self, name: str, content: bytes) -> None:
+        """Raises Refused, naming the fields, where the Hub would not take this README.md."""
+        url, headers = f"{self.endpoint}/api/validate-yaml", build_hf_headers(token=self.token)
+        asked = {"content": content.decode(errors="replace"), "repoType": "model"}
+        with translated(name):
+            answer = http_backoff("POST", url, json=asked, headers=headers)
+            if answer.status_code != 400:
+                hf_raise_for_status(answer)
+                return
+            errors = [str(each.get("message"))[:MOST_SAID] for each in answer.json()["errors"]]
+        raise Refused(
+            f"{name}: the Hub does not take its README.md: {'; '.join(errors)}. Mend that field "
+            "there, or in the card of the patch or the base that it comes from."
+        )
 
     def exists(self, repo: str) -> bool:
         with translated(repo):
@@ -210,6 +265,12 @@ class Hub:
                 token=self.token,
             )
         return Folder(Path(folder))
+
+
+def _strings(value: object) -> list[str]:
+    """Of a field that may be one or several; what else a stranger put there is left out."""
+    several = value if isinstance(value, list) else [value]
+    return [each for each in several if isinstance(each, str)]
 
 
 def _literal(name: str) -> str:

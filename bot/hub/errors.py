@@ -33,6 +33,10 @@ class Missing(Refused):
     """A revision or file that is named for sure is not there: it is gone, or not there yet."""
 
 
+class NoRepo(Refused):
+    """There is no such repo, or none that this token may see: the Hub does not say which."""
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Turn the client's errors into ours; `what` names the repo and revision they are about."""
@@ -41,7 +45,9 @@ def translated(what: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise Refused(f"{what} is gated: accept its terms on the Hub with this account.") from error
     except RepositoryNotFoundError as error:
-        raise Refused(f"{what} does not exist, or this token may not see it.") from error
+        # Without a token that it takes, the Hub answers 401 whatever there is.
+        kind = NoRepo if error.response.status_code == 404 else Refused
+        raise kind(f"{what} does not exist, or this token may not see it.") from error
     except RevisionNotFoundError as error:
         raise Missing(
             f"{what} does not exist: the repo has no such revision (any more)."

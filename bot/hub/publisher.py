@@ -16,12 +16,13 @@ from huggingface_hub import (
     DiscussionComment,
     DiscussionWithDetails,
 )
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils._runtime import is_xet_available
 
 from bot.content import Content, Copied, Uploaded
-from bot.hub.client import Hub
+from bot.hub.client import Gated, Hub
 from bot.hub.errors import StaleParent, translated
 from bot.hub.repo import HubRepo, Nothing
 
@@ -42,8 +43,11 @@ class Publisher(Protocol):
     def state(self, repo: str) -> HubRepo:
         """What stands in `repo` now; it has no files where there is no such repo."""
 
-    def create(self, repo: str, private: bool) -> None:
-        """Let there be `repo`."""
+    def create(self, repo: str, private: bool, gated: Gated = False) -> None:
+        """Let there be `repo`; what was there before stays as open as it was."""
+
+    def branch(self, start: HubRepo, name: str) -> HubRepo:
+        """What stands on branch `name`, which begins at `start` where there was none."""
 
     def upload(self, repo: str, path: Path, uploaded: Uploaded) -> None:
         """Send the bytes of a large file, which a later commit of `uploaded` refers to."""
@@ -73,6 +77,9 @@ class Publisher(Protocol):
     def close_request(self, repo: str, number: int, comment: str) -> None:
         """Close pull request `number`, if it is open, and say why."""
 
+    def discuss(self, repo: str, title: str, comment: str) -> None:
+        """Say it in our discussion of this title, unless that was closed."""
+
 
 class HubPublisher:
     """Writes to the Hub that `hub` reads."""
@@ -94,7 +101,7 @@ class HubPublisher:
             if is_xet_available():
                 # By hand, as `preupload_lfs_files` does it but keeps the count to itself.
                 commit = self._xet.new_upload_commit(
-                    token_refresh_url=f"{self.hub.endpoint}/api/models/{repo}/xet-write-token/main",
+                    token_refresh_url=self._write_token(repo),
                     token_refresh_headers=build_hf_headers(token=self.hub.token),
                 )
                 commit.start_upload_file(str(path), sha256=uploaded.sha256)
@@ -114,15 +121,35 @@ class HubPublisher:
         if any("actions" in each for each in todo):
             self.hub.traffic.sent += uploaded.size
 
+    def _write_token(self, repo: str) -> str:
+        only_asks = "" if self.hub.may_write(repo) else "?create_pr=1"
+        return f"{self.hub.endpoint}/api/models/{repo}/xet-write-token/main{only_asks}"
+
     @cached_property
     def _xet(self) -> Any:
         from hf_xet import XetSession  # not on every platform
 
         return XetSession()
 
-    def create(self, repo: str, private: bool) -> None:
+    def create(self, repo: str, private: bool, gated: Gated = False) -> None:
+        if self.hub.exists(repo):
+            return
         with translated(repo):
-            self.hub.api.create_repo(repo, private=private, exist_ok=True)
+            try:  # never open to all, not even for a moment
+                self.hub.api.create_repo(repo, private=private or bool(gated))
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                return  # it was there, though the Hub did not tell
+            if gated:
+                self.hub.api.update_repo_settings(repo, gated=gated, private=private)
+
+    def branch(self, start: HubRepo, name: str) -> HubRepo:
+        if not start.sha:
+            raise StaleParent(f"{start.repo} is not to be seen yet.")
+        with translated(f"{start.repo}, branch {name}"):
+            self.hub.api.create_branch(start.repo, branch=name, revision=start.sha, exist_ok=True)
+        return HubRepo(self.hub, start.repo, self.hub.head(start.repo, name))
 
     def commit(
         self,
@@ -171,6 +198,20 @@ class HubPublisher:
         with translated(f"{repo}, pull request {number}"):
             if self.hub.api.get_discussion_details(repo, number).status in ("open", "draft"):
                 self.hub.api.change_discussion_status(repo, number, "closed", comment=comment)
+
+    def discuss(self, repo: str, title: str, comment: str) -> None:
+        with translated(f"{repo}, discussion {title!r}"):
+            api = self.hub.api
+            ours = api.get_repo_discussions(
+                repo, author=self.hub.user, discussion_type="discussion"
+            )
+            number = next((each.num for each in ours if each.title == title), None)
+            if number is None:
+                api.create_discussion(repo, title, description=comment)
+                return
+            before = api.get_discussion_details(repo, number)
+            if before.status == "open" and not _says(before, comment):
+                api.comment_discussion(repo, number, comment)
 
 
 def _says(request: DiscussionWithDetails, comment: str) -> bool:

@@ -1,4 +1,4 @@
-"""The receiver of webhooks and the pages for monitors: one application, and a process of it."""
+"""Pages, API, the receiver of webhooks, what monitors ask: one application, and its process."""
 
 import logging
 import os
@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
+from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -23,11 +25,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bot.context import Context
 from bot.metrics import Outcomes, registry_of
+from bot.serve import api, errors, web
 from bot.serve.health import Readiness, healthz
 from bot.serve.hints import Hints
 from bot.serve.looks import FollowUp, Looks
 from bot.serve.registration import Registration
+from bot.serve.visitors import Visitors
 from bot.serve.webhooks import Receiver
+from patch_cards.pages import Site
 from porting.errors import UsageError
 
 log = logging.getLogger("portllm")
@@ -38,7 +43,10 @@ MOST_CONNECTIONS = 2000
 GRACE = 5  # seconds for the answers that are being given when it is stopped
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -53,7 +61,7 @@ class Webhooks:
     follow_up: FollowUp
 
 
-def create_app(context: Context, webhooks: Webhooks | None) -> Starlette:
+def create_app(context: Context, webhooks: Webhooks | None) -> FastAPI:
     """The application; without `webhooks` it takes none."""
     scheduler = BackgroundScheduler(timezone=UTC)
     routes = [Route("/healthz", healthz), Route("/readyz", Readiness(context.database).readyz)]
@@ -77,14 +85,41 @@ def create_app(context: Context, webhooks: Webhooks | None) -> Starlette:
     routes.append(Route("/metrics", _metrics(context, outcomes)))
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
         yield
         scheduler.shutdown(wait=False)
         if hints is not None:
             hints.close()
 
-    return Starlette(routes=routes, middleware=[Middleware(_Headers)], lifespan=lifespan)
+    app = FastAPI(
+        title="PortLLM",
+        version=version("portllm"),
+        description="What the bot knows of patches, bases and ports.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere; /api lists what there is
+        redoc_url=None,
+        middleware=[Middleware(_Headers)],
+        lifespan=lifespan,
+        responses={"default": {"model": api.Problem, "description": "An error"}},
+    )
+    app.router.routes.extend(routes)
+    site = Site(lambda path: f"/{path}", context.hub.endpoint)
+    visitors = Visitors(context)
+    app.include_router(api.reading(visitors))
+    app.include_router(api.changing(context, visitors))
+    app.include_router(web.router(visitors, site, lambda: _operations(app.openapi())))
+    errors.answer(app, site)
+    return app
+
+
+def _operations(document: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Method, path and summary of each."""
+    return [
+        (method.upper(), path, operation["summary"])
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
 
 
 def _metrics(context: Context, outcomes: Outcomes) -> Callable[[Request], Response]:
@@ -107,13 +142,15 @@ class _Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, sent)
 
 
-def config_of(app: Starlette) -> uvicorn.Config:
+def config_of(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,  # ours
@@ -125,7 +162,7 @@ def config_of(app: Starlette) -> uvicorn.Config:
     )
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
+def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until told to stop (Ctrl-C, SIGTERM); ends the process.
 
     Raises UsageError if it can't listen there.

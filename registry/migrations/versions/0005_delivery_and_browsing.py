@@ -20,19 +20,33 @@ def upgrade() -> None:
         patches.add_column(
             sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.false())
         )
-        patches.create_index("ix_patches_base_repo", ["base_repo"])
-        patches.create_index("ix_patches_task", ["task"])
+        patches.add_column(sa.Column("checked_at", sa.DateTime()))
+        patches.create_index("ix_patches_checked_at", ["checked_at"])
+        patches.create_index("ix_patches_base_repo_id", ["base_repo", "id"])
+        patches.create_index("ix_patches_task_id", ["task", "id"])
+        patches.create_index(
+            "ix_patches_private",
+            ["id"],
+            sqlite_where=sa.text("private = 1"),
+            postgresql_where=sa.text("private"),
+        )
     with op.batch_alter_table("subscriptions") as subscriptions:
         subscriptions.add_column(
             sa.Column("delivery", sa.String(8), nullable=False, server_default="commit")
         )
+        subscriptions.create_index("ix_subscriptions_base_id_id", ["base_id", "id"])
         subscriptions.add_column(sa.Column("notify", sa.JSON()))
         subscriptions.add_column(
             sa.Column("managed", sa.Boolean(), nullable=False, server_default=sa.false())
         )
     with op.batch_alter_table("ports") as ports:
-        ports.create_index("ix_ports_release_id_state", ["release_id", "state"])
-        ports.create_index("ix_ports_published_at", ["published_at"])
+        ports.drop_index("ix_ports_state_due_at")
+        ports.create_index("ix_ports_state_due_at_key", ["state", "due_at", "key"])
+        ports.create_index(
+            "ix_ports_release_id_state_subscription_id", ["release_id", "state", "subscription_id"]
+        )
+        ports.create_index("ix_ports_published_at_key", ["published_at", "key"])
+    op.add_column("workers", sa.Column("traffic", sa.JSON()))
     op.create_table(
         "configs",
         sa.Column("repo", sa.String(), primary_key=True),
@@ -45,14 +59,21 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("configs")
+    with op.batch_alter_table("workers") as workers:
+        workers.drop_column("traffic")
     with op.batch_alter_table("ports") as ports:
-        ports.drop_index("ix_ports_published_at")
-        ports.drop_index("ix_ports_release_id_state")
+        ports.drop_index("ix_ports_published_at_key")
+        ports.drop_index("ix_ports_release_id_state_subscription_id")
+        ports.drop_index("ix_ports_state_due_at_key")
+        ports.create_index("ix_ports_state_due_at", ["state", "due_at"])
     with op.batch_alter_table("subscriptions") as subscriptions:
+        subscriptions.drop_index("ix_subscriptions_base_id_id")
         for name in ("managed", "notify", "delivery"):
             subscriptions.drop_column(name)
     with op.batch_alter_table("patches") as patches:
-        patches.drop_index("ix_patches_task")
-        patches.drop_index("ix_patches_base_repo")
-        for name in ("private", "task", "pipeline_tag"):
+        patches.drop_index("ix_patches_private")
+        patches.drop_index("ix_patches_task_id")
+        patches.drop_index("ix_patches_base_repo_id")
+        patches.drop_index("ix_patches_checked_at")
+        for name in ("checked_at", "private", "task", "pipeline_tag"):
             patches.drop_column(name)
