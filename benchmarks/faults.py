@@ -108,8 +108,12 @@ class Unkind:
         return hit
 
 
-def draw_life(draw: random.Random, turn: int) -> tuple[Life, float | None]:
-    """A life, and after how many seconds it is killed. Every boundary has its turn."""
+def draw_life(draw: random.Random, turn: int, real: bool) -> tuple[Life, float | None]:
+    """A life, and after how many seconds it is killed. Every boundary has its turn.
+
+    Args:
+        real: whether models judge: in all lives of a run or in none, scores being kept.
+    """
     boundaries = list(BOUNDARIES)
     where = boundaries[turn % len(boundaries)] if draw.random() < 0.65 else ""
     forever = draw.random() < 0.3
@@ -118,7 +122,7 @@ def draw_life(draw: random.Random, turn: int) -> tuple[Life, float | None]:
         number=draw.randint(1, BOUNDARIES[where]) if where else 1,
         forever=forever,
         skew=draw.uniform(-30, 30) * HOUR if draw.random() < 0.15 else 0.0,
-        real=draw.random() < 0.03,
+        real=real,
         fresh=draw.random() < 0.03,
         slain=draw.choice([0] * 9 + [1]),
         rival=draw.choice([0.0, 0.4]),
@@ -162,7 +166,7 @@ def others(world: FaultyWorld, draw: random.Random, unkind: Unkind) -> Iterator[
 def one_run(template: Template, folder: Path, seed: int, lives: int | None = None) -> Outcome:
     """The run of this seed, in `folder`, which is removed if nothing was wrong."""
     draw, outcome, begun = random.Random(seed), Outcome(seed), time.monotonic()
-    kept = draw.sample(SUBSCRIBED, draw.choice([1, 2, 2, 3]))
+    kept, real = draw.sample(SUBSCRIBED, draw.choice([1, 2, 2, 3])), draw.random() < 0.03
     with template.world(folder, kept) as world:
         unkind = Unkind(world, draw)
         number = lives or draw.randint(3, 6)
@@ -172,7 +176,7 @@ def one_run(template: Template, folder: Path, seed: int, lives: int | None = Non
                 world.tag(f"v1.{int(time.time() * 1000)}")
             for _ in range(draw.randint(0, 5)):
                 unkind.order()
-            life, seconds = draw_life(draw, 5 * seed + turn)
+            life, seconds = draw_life(draw, 5 * seed + turn, real)
             world.tell(f"life {turn + 1}: {life}, {seconds}")
             with others(world, draw, unkind) as did:
                 code = world.live(life, seconds)
@@ -182,8 +186,8 @@ def one_run(template: Template, folder: Path, seed: int, lives: int | None = Non
         outcome.faults = unkind.end()
         outcome.others["words just before a push"] = world.history().count("just before the bot")
         world.tell("peace")
-        world.until_done()
-        outcome.others["retried by hand"] = _retry(world)
+        world.until_done(real)
+        outcome.others["retried by hand"] = _retry(world, real)
         stopped = [each for each in world.history().splitlines() if "stopped: " in each]
         outcome.wrong += [*stopped, *violations(world)]
         with world.registry() as registry:
@@ -208,7 +212,7 @@ def _count_end(world: FaultyWorld, outcome: Outcome, life: Life, code: int) -> N
         outcome.others[f"lives: {name}"] += bool(getattr(life, name))
 
 
-def _retry(world: FaultyWorld) -> int:
+def _retry(world: FaultyWorld, real: bool) -> int:
     """What failed too often is begun again by its owner, as its sentence says."""
     with world.context.database.session() as session:
         lost = select(Port.key, Port.reason).where(
@@ -221,7 +225,7 @@ def _retry(world: FaultyWorld) -> int:
             retry(session, re.findall(r"portllm retry (\S+)", told[key])[-1])
     if wanted:
         world.tell(f"owner: retried {', '.join(wanted)}")
-        world.until_done()
+        world.until_done(real)
     return len(wanted)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from bot.verify import Verification
+    from bot.verifying import Verification
     from porting import Plan
     from porting.plan import Policy
     from registry.models import Patch
@@ -105,7 +105,7 @@ def verify(port: str, public_key: Path | None = None) -> "Verification":
     from bot.cli.sources import open_source
     from bot.hub import Hub, HubRepo
     from bot.sandbox import silent
-    from bot.verify import verify as verify_port
+    from bot.verifying import verify as verify_port
     from patch_cards import lock
     from porting.errors import UsageError
 

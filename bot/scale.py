@@ -9,7 +9,7 @@ from typing import Any
 from bot import sandbox, trial
 from bot.context import Context, Job
 from bot.inputs import patch_folder
-from bot.port import artefact
+from bot.making import artefact
 from bot.sandbox import Report
 from judging.evidence import Slice
 from judging.scale import better

@@ -12,8 +12,8 @@ from bot.context import Context, Job
 from bot.hub import HubRepo
 from bot.inputs import Inputs, patch_folder
 from bot.journal import Journal
+from bot.making import artefact, check_made, is_made, is_spread, parts, ready, scaled
 from bot.parts import Parts
-from bot.port import artefact, check_made, is_made, is_spread, parts, ready, scaled
 from bot.remote import remote
 from bot.sandbox import Report
 from bot.stream import Stream

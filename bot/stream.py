@@ -18,7 +18,7 @@ from bot.hub import Forgotten, HubRepo, NotCopied, Published, Publisher
 from bot.inputs import Inputs, needs_old_base
 from bot.journal import Journal
 from bot.parts import Parts, Sent
-from bot.plan import check_card, check_change
+from bot.planning import check_card, check_change
 from bot.publish import access, check_target
 from bot.remote import Remote
 from bot.reuse import made_before

@@ -9,7 +9,7 @@ from typing import Any
 
 from bot import sandbox
 from bot.inputs import Inputs, Place, base_folder, patch_folder
-from bot.port import make_in
+from bot.making import make_in
 from bot.sandbox import Report
 from judging.evidence import Evidence
 from judging.policy import VerdictPolicy

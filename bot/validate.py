@@ -10,7 +10,7 @@ from importlib.metadata import version
 from bot import trial
 from bot.context import ENGINE, Context, Job
 from bot.inputs import base_folder, patch_folder
-from bot.port import artefact, scaled
+from bot.making import artefact, scaled
 from bot.sandbox import Report
 from bot.scale import Choice
 from judging.evidence import Evidence, Slice

@@ -29,9 +29,9 @@ from bot.failure import (
 )
 from bot.hub import NotCopied
 from bot.logs import tell
+from bot.making import have_judged, make, remove_work
 from bot.notify import announcement, deliver
-from bot.plan import plan_port
-from bot.port import have_judged, make, remove_work
+from bot.planning import plan_port
 from bot.progress import reporter
 from bot.publish import publish
 from bot.scale import Choice, choose

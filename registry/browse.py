@@ -38,6 +38,7 @@ ROWS = 20  # on a page
 SECTIONS = 4  # subscriptions on a patch's page
 RELEASES = 8  # on a base's
 MOMENTS = 8
+WORDS = 8  # of a search
 WINDOW = 100  # patches that are looked at for a page of those in a common state
 COUNTED = 200  # ports in a state, at the most
 FEW = 300  # rows that may be looked at for one page
@@ -64,14 +65,12 @@ class Browse:
         state: PortState | None = None,
         cursor: str | None = None,
     ) -> Page[PatchRow]:
-        """The newest first, each repo once: with all these words in its name, trained on `base`,
-        with this task, with a port in this state.
-        """
+        """The newest first, each repo once: those with these words in their name, and all else."""
         newer = aliased(Patch)
         query = self._public(select(Patch)).where(
             ~exists().where(newer.repo == Patch.repo, newer.id > Patch.id)
         )
-        for word in words.split():
+        for word in words.split()[:WORDS]:
             query = query.where(Patch.repo.icontains(word, autoescape=True))
         if base:
             query = query.where(Patch.base_repo == base)
@@ -139,7 +138,7 @@ class Browse:
     def bases(self, words: str = "", cursor: str | None = None) -> Page[BaseRow]:
         """What was followed last first."""
         query = self._visible(select(Base)).order_by(Base.id.desc())
-        for word in words.split():
+        for word in words.split()[:WORDS]:
             query = query.where(Base.repo.icontains(word, autoescape=True))
         if cursor is not None:
             query = query.where(Base.id < number(cursor))
@@ -393,11 +392,9 @@ class Browse:
     def _discreet(self, text: str, subscription: Subscription) -> str:
         """A port in a group tells which patches it waits for: not those that are private."""
         if subscription.group_name is not None and not self._everything:
-            group = (
-                Subscription.base_id == subscription.base_id,
-                Subscription.group_name == subscription.group_name,
-            )
-            names = select(Patch.repo).join(Subscription).where(*group, Patch.private).distinct()
+            names = select(Patch.repo).distinct().join(Subscription).where(Patch.private)
+            names = names.where(Subscription.base_id == subscription.base_id)
+            names = names.where(Subscription.group_name == subscription.group_name)
             for name in sorted(self._session.scalars(names), key=len, reverse=True):
                 text = text.replace(name, "a private patch")
         return self._clean(text)

@@ -25,7 +25,7 @@ from bot.hub import Hub, HubPublisher
 from bot.manners import Manners
 from bot.register import register
 from bot.settings import Settings
-from bot.subscribe import Wanted, begin
+from bot.subscribing import Wanted, begin
 from localhub.server import Server
 from registry.database import Database
 from registry.models import Port, Worker

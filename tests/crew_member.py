@@ -19,14 +19,13 @@ from typing import Any
 
 from dbos import DBOS
 
-from bot import compute, dispatch, failure, recovery, run, sandbox, workers, workflow
+from bot import compute, dispatch, failure, making, recovery, run, sandbox, workers, workflow
 from bot.cli.sources import open_context
 from bot.hub import HubPublisher, client
 from bot.settings import Settings
 from judging.verdict import Verdict
 
 import_module("porting.deltas")  # torch: not in the middle of something, by each member
-port = import_module("bot.port")
 JUDGED = "judged"  # in the name of a patch: the whole of its port is made, as if it were measured
 
 
@@ -68,7 +67,7 @@ def main(part: Part, environment: dict[str, str], reached: Event) -> None:
     failure.STEP.update(interval_seconds=0.05)
     sandbox.run = _computed
     workflow.judge = lambda _, policy: Verdict(action=policy.unclear, reason="As it is.")  # type: ignore[assignment]
-    port.read_task = lambda patch, _: JUDGED if JUDGED in patch.repo else None  # type: ignore[attr-defined]
+    making.read_task = lambda patch, _: JUDGED if JUDGED in patch.repo else None  # type: ignore[assignment]
     if part.queues:
         configure = run.configure
         run.configure = lambda context: _listening(configure(context), part.queues)
@@ -90,7 +89,7 @@ def _computed(order: dict[str, Any], *_: Any, **__: Any) -> Any:
 
 def _pause(part: Part, reached: Event) -> None:
     when, _, what = part.pause.partition(" ")
-    owner: Any = port if what == "make" else HubPublisher
+    owner: Any = making if what == "make" else HubPublisher
     name = "make_in" if what == "make" else what
     original: Callable[..., Any] = getattr(owner, name)
 

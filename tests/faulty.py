@@ -31,7 +31,7 @@ from bot.hub import Hub, HubPublisher
 from bot.manners import Manners
 from bot.register import register
 from bot.settings import Settings
-from bot.subscribe import Wanted, begin
+from bot.subscribing import Wanted, begin
 from localhub.app import create_app
 from localhub.server import Server
 from registry.database import Database
@@ -197,12 +197,12 @@ class FaultyWorld:
         process.close()
         return code
 
-    def until_done(self) -> None:
+    def until_done(self, real: bool = False) -> None:
         """Let the bot live until there is nothing to do; after many lives that is given up."""
         for path in (self.folder / "hf").rglob("*.incomplete"):
             os.utime(path, (0, 0))  # a day has passed
         for _ in range(MOST_LIVES):
-            if code := self.live():
+            if code := self.live(Life(real=real)):
                 self.tell(f"stopped: a life in peace ended with {code}")
             with self.registry() as registry:
                 undone = registry.execute(

@@ -17,7 +17,7 @@ from bot.config import onboarding
 from bot.config.discovery import AGAIN, look_for_configs
 from bot.config.schema import FILE
 from bot.context import job_of
-from bot.plan import check_asker
+from bot.planning import check_asker
 from bot.scale import Choice
 from bot.validate import measure
 from judging.verdict import judge

@@ -15,7 +15,7 @@ from bot.hub import HubRepo
 from bot.manners import Manners
 from bot.publish import GATES, Access, access
 from bot.requests import follow_up
-from bot.subscribe import Wanted, begin, default_target
+from bot.subscribing import Wanted, begin, default_target
 from judging.evidence import Evidence, Measured
 from localhub.server import Server
 from patch_cards import lock

@@ -15,7 +15,7 @@ from bot.follow import Follow, highest, parse_follow
 from bot.hub import Hub, HubPublisher
 from bot.manners import Manners
 from bot.settings import Settings
-from bot.subscribe import Wanted, begin
+from bot.subscribing import Wanted, begin
 from bot.watch import look
 from localhub.server import Server
 from porting.errors import Refused, UsageError

@@ -12,6 +12,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from bot import cli
 from bot.address import NAME, RepoAddress, parse_repo
@@ -19,6 +20,8 @@ from bot.follow import parse_follow
 from bot.hub import Hub
 from localhub.server import Server
 from porting.errors import UsageError
+from registry.database import Database, migrate
+from registry.models import Patch
 from tests.world import BASE, PATCH, PORTED, Portllm, World
 
 PROGRAMS = Path(sys.executable).parent
@@ -84,6 +87,15 @@ def test_a_quick_command_imports_nothing_slow(command: str, completed: str, tmp_
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True
     )
     assert done.stdout and done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_registry_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    earlier = Database(url)
+    migrate(earlier.engine, "0001", down=True)
+    earlier.close()
+    with Database(url).session() as session:
+        assert list(session.scalars(select(Patch))) == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

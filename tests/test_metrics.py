@@ -282,7 +282,8 @@ def test_a_database_that_is_away_is_said_and_not_described(
     settings: Settings, tmp_path: Path
 ) -> None:
     database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    context = Context(*(None,) * 2, database, Settings(home=tmp_path))  # type: ignore[arg-type]
+    hub = Hub("http://127.0.0.1:9", "none")
+    context = Context(hub, HubPublisher(hub), database, Settings(home=tmp_path))
     with serving(create_app(context, None)) as url:
         database.close()
         for file in tmp_path.glob("registry.db*"):

@@ -14,6 +14,7 @@ from bot.requests import follow_up
 from bot.targets import ports_to
 from localhub.server import Server
 from patch_cards import lock
+from porting.errors import HubError
 from registry.models import PortState, Release, Subscription
 from tests.judged import PATCH, Judged, Killed
 
@@ -262,3 +263,15 @@ def test_an_older_port_that_comes_late_does_not_take_the_newer_ones_place(
         judged.bot.publish(older, 1, {})
     assert judged.context.hub.head(target, f"refs/pr/{number}") == there
     assert judged.read(newer).state == PortState.ASKED
+
+
+def test_a_tag_that_the_hub_did_not_tell_of_yet_is_no_refusal(judged: Judged, target: str) -> None:
+    key = judged.judge(judged.subscribe(target), "publish")
+    judged.publish(key)
+    port = judged.read(key)
+    tag = (port.url or "").rpartition("/")[2]
+    judged.server.faults.add(rf"{target}/refs", stale=1)
+    with pytest.raises(HubError, match="did not tell of tag"):
+        judged.publisher.tag(target, tag, port.published_sha or "")
+    judged.publisher.tag(target, tag, port.published_sha or "")
+    assert judged.context.hub.tags(target) == {tag: port.published_sha}

@@ -24,9 +24,12 @@ from localhub.server import Server
 from patch_cards.card import END, render
 from registry.database import Database
 from registry.models import Base, Patch, Port, PortState, Record, Release, Rule, Subscription
+from tests.postgres import Postgres, postgres
 from tests.serving import until
 from tests.test_cards import facts
 from tests.world import Portllm
+
+__all__ = ["postgres"]  # pytest finds the fixture here
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = {"owner/patch-1", "owner/ported-2", "vendor/base-1"}  # private on the Hub
@@ -169,19 +172,22 @@ def test_the_tables_are_what_is_public(tmp_path: Path, seed: int) -> None:
     assert "secret" not in repr(found)
 
 
-def test_equal_records_give_equal_bytes_in_many_row_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_equal_records_give_equal_bytes_whatever_holds_them(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "ROWS", 2)
     contents = []
-    for name in ("one", "two"):
+    shared = postgres.create("showcase").replace("postgresql:", "postgresql+psycopg:")
+    for name, url in (("one", f"sqlite:///{tmp_path / 'registry.db'}"), ("two", shared)):
         folder = tmp_path / name
         folder.mkdir()
-        database = Database(f"sqlite:///{folder / 'registry.db'}")
+        database = Database(url)
         fill(database, 1)
         with database.session() as session:
             dataset.write(session, folder, set())
-        contents.append({p.name: p.read_bytes() for p in folder.glob("*.parquet")})
+            wanted = list(collections.shelves(session, set()))
+        database.close()
+        contents.append((wanted, {p.name: p.read_bytes() for p in folder.glob("*.parquet")}))
         assert pq.ParquetFile(folder / "ports.parquet").num_row_groups == 5
     assert contents[0] == contents[1]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bot import signing, takeback
 from bot.hub import HubRepo
-from bot.verify import Signed, check_signature
+from bot.verifying import Signed, check_signature
 from localhub.server import Server
 from patch_cards import lock
 from porting.errors import Refused, UsageError

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.context import Job, made_job
 from bot.hub import Hub, HubPublisher
-from bot.port import make_in
+from bot.making import make_in
 from bot.remote import Remote
 from bot.sandbox import silent
 from bot.stream import publish_streamed

@@ -23,8 +23,8 @@ from bot.cli.progress import progress
 from bot.cli.sources import old_base, open_context, open_source, read_policy, read_settings
 from bot.hub import Hub
 from bot.inputs import Inputs, Place, base_folder, patch_folder
-from bot.plan import check_change
-from bot.port import scaled
+from bot.making import scaled
+from bot.planning import check_change
 from bot.sandbox import Report
 from judging.evidence import Evidence
 from judging.guard import guard

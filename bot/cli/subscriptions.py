@@ -20,7 +20,7 @@ from bot.cli.output import (
 from bot.cli.sources import open_context, read_manners, read_policy
 from bot.context import Context, Delivery
 from bot.follow import parse_follow
-from bot.subscribe import Wanted, begin
+from bot.subscribing import Wanted, begin
 from porting.plan import Policy
 from registry import records
 from registry.models import Subscription

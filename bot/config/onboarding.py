@@ -15,9 +15,9 @@ from bot.follow import Follow
 from bot.hub import PULL_REQUEST, HubRepo, PullRequest
 from bot.hub.tagged import commits
 from bot.inputs import Inputs
-from bot.plan import check_change
+from bot.planning import check_change
 from bot.register import register
-from bot.subscribe import default_target
+from bot.subscribing import default_target
 from patch_cards import lock
 from porting import classify
 from porting.errors import Refused

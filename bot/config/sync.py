@@ -13,7 +13,7 @@ from bot.config.schema import Entry
 from bot.context import Context
 from bot.follow import Follow, parse_follow
 from bot.register import check_wanted, register
-from bot.subscribe import Wanted, begin, default_target
+from bot.subscribing import Wanted, begin, default_target
 from porting.errors import Refused, UsageError
 from registry.configs import managed
 from registry.models import Patch, Rule, Subscription, now

@@ -25,6 +25,7 @@ from bot.content import Content, Copied, Uploaded
 from bot.hub.client import Gated, Hub
 from bot.hub.errors import StaleParent, translated
 from bot.hub.repo import HubRepo, Nothing
+from porting.errors import HubError
 
 MAIN, PULL_REQUEST = "main", "new pull request"
 
@@ -184,7 +185,12 @@ class HubPublisher:
                 return
             if name in tags:
                 self.hub.api.delete_tag(repo, tag=name)
-            self.hub.api.create_tag(repo, tag=name, revision=sha)
+            try:
+                self.hub.api.create_tag(repo, tag=name, revision=sha)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                raise HubError(f"The Hub did not tell of tag {name} of {repo} yet.") from error
 
     def retitle(self, repo: str, number: int, title: str, comment: str) -> None:
         with translated(f"{repo}, pull request {number}"):

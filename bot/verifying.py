@@ -18,7 +18,7 @@ from bot.context import ENGINE, Job
 from bot.describe import CARD, card_facts
 from bot.hub import Hub, HubRepo
 from bot.inputs import Inputs
-from bot.port import make_in, parts, scaled
+from bot.making import make_in, parts, scaled
 from bot.sandbox import Report
 from judging.evidence import Evidence
 from judging.policy import VerdictPolicy
