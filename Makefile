@@ -24,7 +24,7 @@ check: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
-	@echo "The site: build/site/index.html"
+	@echo "The site is in build/site. To read it: $(RUN)/python -m http.server --directory build/site"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -38,8 +38,8 @@ def parse_repo(text: str) -> RepoAddress:
 
     Raises UsageError for anything else.
     """
-    match = REPO.fullmatch(plain(text))
-    if match is None or ".." in text or "--" in match["repo"]:
+    match = REPO.fullmatch(found := plain(text))
+    if match is None or ".." in found or "--" in match["repo"]:
         raise UsageError(f"{text!r} is no repo: write namespace/name or namespace/name@revision.")
     return RepoAddress(match["repo"], match["revision"])
 

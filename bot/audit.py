@@ -117,6 +117,8 @@ def _heed(context: Context, key: str, loss: Loss | None, at: datetime) -> None:
             session.add(Event(port_key=key, attempt=port.attempt, step=AUDIT, text=said, at=at))
             log.warning("%s: %s", key, said)
             return
+        if doubt.at > at - APART:
+            return  # killed before it recorded that it had looked
         if loss.of_all:  # first: the withdrawal may fail, and is tried again
             port.subscription.paused_at = port.subscription.paused_at or at
     withdraw(context, key, loss.said)

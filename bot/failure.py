@@ -18,6 +18,7 @@ from bot.context import Context
 from bot.hub import Missing
 from bot.machine import trouble
 from bot.manners import moment
+from bot.stops import Cancelled
 from porting.errors import HubError, PortllmError, Refused
 from registry.models import Port, PortState, Release, now
 from registry.ports import AT_WORK, failures, note, update_port
@@ -44,18 +45,6 @@ WAYS_BACK = {
     "yours": "Once that is mended: portllm retry {name}",
     "ours": "That is a bug of ours; please report it. To try again: portllm retry {name}",
 }
-
-
-class Cancelled(PortllmError):
-    """The port was stopped, or nobody wants it any more."""
-
-
-class Overtaken(Cancelled):
-    """A port to a newer release stands where it would go."""
-
-
-class Held(Cancelled):
-    """Its time is not now, though it was when it was put into the queue."""
 
 
 def failure(error: Exception) -> tuple[Blame, str]:

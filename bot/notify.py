@@ -21,6 +21,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.exceptions import LocationValueError
 
 from bot.context import Context
 from bot.logs import hide, redact
@@ -193,7 +194,7 @@ def _post(settings: Settings, receiver: Receiver, said: dict[str, Any], is_ours:
                 allow_redirects=False,
                 stream=True,  # what it has to say is not read
             )
-        except requests.RequestException as error:  # whose words hold the address
+        except (requests.RequestException, LocationValueError) as error:  # they hold the address
             raise HubError(f"it can't be reached ({type(error).__name__}).") from None
     status = answer.status_code
     if status in (408, 429) or status >= 500:

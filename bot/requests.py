@@ -76,17 +76,19 @@ def close_open(
         context.publisher.close_request(job.to_repo, each.number, comment)
 
 
-def follow_up(context: Context, repo: str | None = None) -> None:
+def follow_up(context: Context, repo: str | None = None, *, whenever: bool = False) -> None:
     """Record what became of the pull requests whose time to be looked at has come.
 
     Args:
         repo: look at those to this target instead, whenever they were looked at last.
+        whenever: look at all of them, whenever they were looked at last.
     """
     with context.database.session() as session:
         if repo is not None:
             keys = [port.key for port in ports_to(session, repo, PortState.ASKED)]
         else:
-            due = select(Port.key).where(Port.state == PortState.ASKED, Port.due_at <= now())
+            due = select(Port.key).where(Port.state == PortState.ASKED)
+            due = due if whenever else due.where(Port.due_at <= now())
             keys = list(session.scalars(due.order_by(Port.due_at, Port.key).limit(MOST)))
     for key in keys:
         try:
@@ -200,7 +202,8 @@ def grounds(job: Job, reason: str, evidence: Evidence) -> str:
         if found := own.arms.get(arm):
             numbers = (figure(each, own.metric) for each in (found.mean, found.low, found.high))
             rows.append(f"| {name} | {' | '.join(numbers)} |")
-    measured = f"Measured on {own.items} items of `{own.task}`, by {own.metric}:"
+    unit = "accuracy in %" if own.metric == "accuracy" else own.metric
+    measured = f"Measured on {own.items} items of `{own.task}`, {unit}, with intervals:"
     return "\n".join([reason, "", measured, "", *rows])
 
 

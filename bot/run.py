@@ -49,7 +49,7 @@ STOP_SECONDS = 9.0  # in which a process that is told to stop is gone, whatever 
 
 
 def run_once(context: Context) -> None:
-    """Look at every base once, and return when everything that follows from it is done."""
+    """Look at every base and all that was asked, and return when what follows is done."""
     stop = _told_to_stop()
     with _launched(context) as running:
         look_for_configs(context)
@@ -57,7 +57,7 @@ def run_once(context: Context) -> None:
             if stop.is_set():
                 running.end()
             look(context, base_id)
-        follow_up(context)
+        follow_up(context, whenever=True)
         recover(context)
         audit(context)
         dispatch(context, running.bot)
@@ -67,6 +67,7 @@ def run_once(context: Context) -> None:
             take_over(context)
             dispatch(context, running.bot)
         keep_current(context)
+        log.info("Looked at everything once. Where each stands: portllm status")
 
 
 def run_forever(context: Context) -> None:

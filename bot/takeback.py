@@ -119,8 +119,11 @@ def withdraw(context: Context, name: str, why: str) -> str:
             raise UsageError(refusal(port, "can't be withdrawn"))
     why, tag = " ".join(why.split()), Job(**port.job).tag
     notice = f"**Withdrawn:** the port to `{_name(port)}`, revision `{tag}`. {why}"
-    _give_notice(context, port, notice, f"Withdraw the port to {_name(port)} ({port.key})", why)
-    said = f"Withdrawn: {why}"
+    said, to = f"Withdrawn: {why}", port.job["to_repo"]
+    if not context.hub.exists(to) or context.hub.may_write(to):
+        _give_notice(context, port, notice, f"Withdraw the port to {_name(port)} ({port.key})", why)
+    else:
+        said += f" Its card does not say so: this token may not write to {to}."
     with context.database.session() as session:
         update_port(session, port.key, state=PortState.WITHDRAWN, reason=said)
         note(session, port.key, said)

@@ -4,8 +4,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bot.context import NAME, Context, Job
-from bot.failure import Overtaken
 from bot.hub import HubRepo
+from bot.stops import Overtaken
 from patch_cards import lock
 from registry.models import Base, Port, PortState, Rule, Subscription
 

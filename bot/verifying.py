@@ -27,6 +27,7 @@ from porting.errors import Refused
 from porting.files import CODE, TRAVEL, matches
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HOME = "https://huggingface.co"
 LOADED = (*CODE, ".safetensors", ".index.json", ".gguf", "config.json")
 
 
@@ -179,9 +180,12 @@ def check_claims(port: HubRepo, locked: lock.Lock, written: str) -> list[str]:
         port.hub, job, job.patch(port.hub), locked.files, said, evidence,
         has_chart=chart.NAME in port.files(), engine=locked.engine,
     )  # fmt: skip
-    unlike = card.difference(written, facts)
+    # A mirror is not where it was published, and the card names the Hub where it was.
+    here = written.replace(f"{HOME}/", f"{port.hub.endpoint}/")
+    unlike = card.difference(written, facts) and card.difference(here, facts)
     # Whether it was asked for is not in the lock, nor is it a claim about the port.
-    if unlike and card.difference(written, replace(facts, is_asked=not facts.is_asked)):
+    other = replace(facts, is_asked=not facts.is_asked)
+    if unlike and card.difference(written, other) and card.difference(here, other):
         found.append(f"its card is not what the lock's evidence says: {unlike}")
     return found
 

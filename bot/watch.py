@@ -7,6 +7,7 @@ from bot.context import Context
 from bot.follow import Follow, heads, is_step_back
 from bot.hub import lookups
 from bot.hub.limiter import Bucket, Limiter, Priority
+from bot.logs import redact
 from porting.errors import HubError, PortllmError, Refused
 from registry.following import Head, followed_bases, observe
 from registry.models import Base, Rule, now
@@ -60,7 +61,7 @@ def _see(context: Context, base_id: int, found: list[Head] | PortllmError) -> No
         if problem is None and not isinstance(found, PortllmError):
             releases = observe(session, base_id, found)
         else:
-            base.problem = problem
+            base.problem = problem and redact(problem)  # pages show it
             log.warning("%s: %s", name, problem, extra={"base": name})
         base.looked_at = now()
         cadence = Cadence(context.settings.poll_seconds)

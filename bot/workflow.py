@@ -16,17 +16,7 @@ from bot.classify import classify_release, subscriptions_to_port
 from bot.content import Uploaded
 from bot.context import Context, Job, job_of, load_job
 from bot.controls import held
-from bot.failure import (
-    STEP,
-    Blame,
-    Cancelled,
-    Held,
-    Overtaken,
-    fail_port,
-    fail_release,
-    failure,
-    is_expected,
-)
+from bot.failure import STEP, Blame, fail_port, fail_release, failure, is_expected
 from bot.hub import NotCopied
 from bot.logs import tell
 from bot.making import have_judged, make, remove_work
@@ -36,6 +26,7 @@ from bot.progress import reporter
 from bot.publish import publish
 from bot.scale import Choice, choose
 from bot.spread import Assembly, Unsent, send
+from bot.stops import Cancelled, Held, Overtaken
 from bot.validate import measure
 from bot.workers import known_here, pushing
 from judging.evidence import Evidence

@@ -28,7 +28,7 @@ class VerdictPolicy(BaseModel):
     guard_bits: Annotated[float, Field(ge=0, le=10)] = 0.05
     # 1 - confidence of the intervals, over all looks at the items together. Only one end of one
     # can make an answer wrong: half of this is the chance of that, for each question.
-    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    alpha: Annotated[float, Field(ge=1e-6, le=0.5)] = 0.05
     # Items judged at the first look; while it is not clear, twice as many or all, to the most.
     first_items: Annotated[int, Field(ge=20)] = 200
     most_items: Annotated[int, Field(ge=20)] = 1600

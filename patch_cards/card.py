@@ -29,7 +29,7 @@ FULL = "full"  # the kind of a full-weight delta, which only PortLLM adds to a b
 # The fields of the metadata that are ours, beside the tags and our part of `model-index`.
 LICENCE = ("license", "license_name", "license_link")
 GENERATED = ("base_model", "base_model_relation", "library_name", "pipeline_tag", *LICENCE)
-NOTICES = re.compile(r"\A(?:\n> \*\*Withdrawn:\*\*[^\n]*\n)+")
+NOTICES = re.compile(r"\A(?:\n> \*\*(?:Withdrawn|Rolled back):\*\*[^\n]*\n)+")
 BADGES = {"publish": "\u2713", "ask": "?", "reject": "\u2717"}  # in every font, unlike emoji
 NO_BADGE = "\u2013"
 BASE_TAG = re.compile("base-[0-9a-f]{7}")  # what earlier ports were tagged with

@@ -17,6 +17,7 @@ no           No derivatives (CC BY-ND section 2(a)(1)(B)): what is made of it ca
 An adapter holds none of the base's weights, so it is under the patch's licence alone.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,9 @@ NOT_WITH_GPL = {"afl-3.0", "ms-pl"}
 NOT_WITH_GPL_2 = {"apache-2.0", "ecl-2.0"}
 
 
+MARKS = re.compile(r"[<>\[\]`|*#\\]")
+
+
 @dataclass(frozen=True)
 class Licence:
     """What a repo's card says: `license`, and for `other` its `license_name` and `license_link`."""
@@ -97,7 +101,9 @@ class Licence:
         return self.id in CLASSES
 
     def __str__(self) -> str:
-        return (self.name if self.id == "other" else self.id) or "unknown"
+        """In a sentence, such as one of the card's: no marks of Markdown, whoever wrote it."""
+        said = (self.name if self.id == "other" else self.id) or ""
+        return " ".join(MARKS.sub(" ", said).split())[:100] or "unknown"
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ from registry.workers import WATCHER, living
 
 ROWS = 20  # on a page
 SECTIONS = 4  # subscriptions on a patch's page
-RELEASES = 8  # on a base's
-MOMENTS = 8
+RELEASES = MOMENTS = 8  # on a base's, and of one subscription
 WORDS = 8  # of a search
 WINDOW = 100  # patches that are looked at for a page of those in a common state
 COUNTED = 200  # ports in a state, at the most
@@ -210,6 +209,7 @@ class Browse:
         alpha = (job.get("verdict_policy") or {}).get("alpha", ALPHA)
         tasks = [Task.of_measured(evidence.own, alpha / evidence.looks)] if evidence.own else []
         tasks += [Task.of_measured(guard, alpha / len(evidence.guard)) for guard in evidence.guard]
+        root = "adapter/" if job.get("form") == "adapter" else "merged/"  # not so in the repo
         return PortView(
             port=self._port_row(port),
             inputs={
@@ -225,7 +225,7 @@ class Browse:
             engine=evidence.engine or None,
             tasks=tasks,
             forecast=(evidence.forecast or {}).get("total"),
-            files=port.made or {},
+            files={name.removeprefix(root): sha for name, sha in (port.made or {}).items()},
             published_sha=port.published_sha,
             log=[
                 Line.of(event, text=self._discreet(event.text, port.subscription))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from porting.errors import UsageError
@@ -11,6 +11,9 @@ from registry.models import Base, Patch, Subscription, now
 
 def add_patch(session: Session, patch: Patch) -> Patch:
     """Record `patch`; the same repo and sha is recorded once, with its newest facts."""
+    # What is private is the repo, at every commit.
+    same = update(Patch).where(Patch.repo == patch.repo)
+    session.execute(same.values(private=bool(patch.private)))
     known = session.scalar(select(Patch).where(Patch.repo == patch.repo, Patch.sha == patch.sha))
     if known is None:
         session.add(patch)

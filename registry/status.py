@@ -81,7 +81,7 @@ def statuses(session: Session, subscriptions: Sequence[Subscription]) -> list[St
             newest, loud = releases.get(each.base_id, (None, None))
             found.append(_status(scene, each, ports.get(each.id), newest, loud))
             if each.managed and each.ended_at is None and each.patch.repo in problems:
-                reason = f"{found[-1].reason} {problems[each.patch.repo]}"
+                reason = f"{problems[each.patch.repo].rstrip('.')}. {found[-1].reason}"
                 found[-1] = replace(found[-1], reason=reason)
     return found
 
@@ -227,7 +227,7 @@ def _quiet(subscription: Subscription, newest: Release | None) -> str:
     if settled != (patch.base_repo, patch.base_sha):
         return (
             f"{sentence}, where it stood at subscription; the patch was trained on "
-            f"{patch.base_repo}@{patch.base_sha[:7]}, so to have it on the present one, run: "
+            f"{patch.base_repo}@{patch.base_sha[:7]}. To have it on the present one: "
             f"portllm port {base.head_repo} {patch.repo} --out DIR "
             f"--old {patch.base_repo}@{patch.base_sha[:7]} {_options(subscription)}"
         )

@@ -3,7 +3,6 @@
 Each has a home of its own, as if it were on a machine of its own.
 """
 
-import multiprocessing
 import os
 import signal
 from dataclasses import dataclass, field
@@ -31,11 +30,10 @@ from registry.database import Database
 from registry.models import Port, Worker
 from tests import crew_member
 from tests.crew_member import Part
+from tests.forks import FORKS, forks
 from tests.tiny import edit_json, save_adapter, save_base, save_tokenizer
 
 BASE = "vendor/base"
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.crew_member"])
 LONG = 120.0  # seconds after which what is waited for is not coming
 
 
@@ -116,7 +114,7 @@ class Crew:
             "PORTLLM_POLL_SECONDS": "0.5",
             "LOG": str(self.folder / "log"),
         }
-        reached = FORKS.Event()
+        reached = forks("tests.crew_member").Event()
         arguments = (Part(role, pause, **more), environment, reached)
         process = FORKS.Process(target=crew_member.main, args=arguments)
         process.start()

@@ -5,7 +5,6 @@ whoever checks the result come in at the back, where there are none.
 """
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import socket
@@ -35,6 +34,7 @@ from bot.subscribing import Wanted, begin
 from localhub.app import create_app
 from localhub.server import Server
 from registry.database import Database
+from tests.forks import forks
 from tests.tiny import edit_json, save_adapter, save_base, save_tokenizer
 from tests.world import write_evaluation
 
@@ -46,8 +46,6 @@ CARD = "README.md"
 END = "<!-- portllm:end -->"
 
 # One that imports everything and never starts a thread: a process forked from it is quick.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.mortal"])
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -170,7 +168,7 @@ class FaultyWorld:
     # The bot
 
     def begin(self, life: Life) -> Any:
-        process = FORKS.Process(target=live, args=(life, self.place))
+        process = forks("tests.mortal").Process(target=live, args=(life, self.place))
         process.start()
         return process
 

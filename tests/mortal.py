@@ -104,7 +104,8 @@ from bot import compute, dispatch, requests, run, sandbox  # noqa: E402
 from bot.cli.sources import open_context  # noqa: E402
 from bot.hub import client  # noqa: E402
 from registry import following, models  # noqa: E402
-from tests.faulty import FORKS, Life, Place, edit_card  # noqa: E402
+from tests.faulty import Life, Place, edit_card  # noqa: E402
+from tests.forks import FORKS  # noqa: E402
 
 WAIT = timedelta(seconds=0.3)
 DOUBT = timedelta(seconds=3)

@@ -131,6 +131,20 @@ def test_what_is_there_again_is_kept(judged: Judged, published: tuple[int, str, 
     assert judged.read(key).state == PortState.WITHDRAWN
 
 
+def test_killed_before_it_recorded_that_it_looked_a_day_passes_all_the_same(
+    judged: Judged, published: tuple[int, str, str]
+) -> None:
+    _, _, key = published
+    pulled(judged)
+    for hour in range(3):
+        audit(judged.context, START + hour * HOUR)
+        with judged.context.database.session() as session:
+            session.query(Patch).one().checked_at = None
+    assert judged.read(key).state == PortState.PUBLISHED and len(found(judged, key)) == 1
+    audit(judged.context, START + APART)
+    assert judged.read(key).state == PortState.WITHDRAWN
+
+
 def test_a_withdrawal_that_failed_is_done_the_next_time(
     judged: Judged, published: tuple[int, str, str]
 ) -> None:

@@ -17,7 +17,16 @@ from judging.verdict import judge, weigh_all
 from localhub.server import Server
 from patch_cards import lock
 from patch_cards.account import account
-from patch_cards.card import BEGIN, END, CardFacts, render, restore
+from patch_cards.card import (
+    BEGIN,
+    END,
+    CardFacts,
+    difference,
+    give_notice,
+    notices,
+    render,
+    restore,
+)
 from patch_cards.harmless import LONGEST
 from patch_cards.licences import Licence, Terms
 from patch_cards.patch_card import PatchFacts
@@ -323,6 +332,14 @@ def test_what_is_not_the_owners_is_replaced() -> None:
     assert metadata(render(FIRST, "---\n- a\n- list\n---\n")) == metadata(render(FIRST))
 
 
+@given(st.lists(st.sampled_from(["Withdrawn", "Rolled back"]), max_size=3))
+def test_notices_are_no_difference_and_are_found(kinds: list[str]) -> None:
+    card, said = render(FIRST), [f"**{kind}:** {n}" for n, kind in enumerate(kinds)]
+    for each in said:
+        card = give_notice(card, each)
+    assert difference(card, FIRST) is None and notices(card) == said[::-1]
+
+
 def test_without_the_end_marker_nothing_is_replaced() -> None:
     card = render(FIRST, "# Mine\n").replace(END, "")
     with pytest.raises(Refused, match=r"README\.md.*portllm:end.* is missing"):
@@ -336,6 +353,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntags: [*c, *c]"
     "hostile",
     [
         "a: [", "a: b: c", "\ta: 1", "a: \x00", "a: !!python/object/apply:os.getcwd []",
+        "a: !!bool x", 'a: !!int ""', "a: !!timestamp x",
         "a: 2024-99-99", "a: 0b_", BOMB, "[" * 60_000, "{" * 60_000, "- " * 30_000,
         "a: " + "[" * 60_000 + "]" * 1, "tags: [" + "[" * 400 + "]" * 400 + "]",
         "# " + "x" * LONGEST + "\na: 1", "[" * 250_000,

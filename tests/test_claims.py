@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bot import takeback
 from bot.hub import HubRepo
-from bot.verifying import check_claims
+from bot.verifying import HOME, check_claims
 from judging.evidence import Evidence, Measured
 from judging.policy import VerdictPolicy
 from judging.verdict import judge
@@ -177,6 +177,13 @@ def test_who_asks_though_the_evidence_would_let_it_pass_lies_not(published: Publ
     asked = {"action": "ask", "reason": f"{verdict['reason']} This token may not write there."}
     claims = published.claims(verdict=asked)
     assert len(claims) == 1 and "its card" in claims[0]  # which has the other verdict
+
+
+def test_it_holds_where_a_mirror_is_asked(published: Published) -> None:
+    endpoint = published.judged.context.hub.endpoint
+    assert endpoint in published.card
+    assert published.claims(published.card.replace(endpoint, HOME)) == []
+    assert published.claims(published.card.replace(endpoint, "https://elsewhere.example"))
 
 
 def test_it_holds_after_a_rollback_and_a_withdrawal(published: Published) -> None:

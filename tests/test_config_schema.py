@@ -157,8 +157,14 @@ def test_a_slip_of_the_finger_is_understood(key: str) -> None:
         (b"follow: a/b\nfollow: c/d\n", "line 2, follow: it is there twice"),
         (b"- follow: a/b\n- verdict: {margin: 1, margin: 0}\n", "2.verdict.margin"),
         (b"follow: !!python/object/apply:os.system [ls]\n", "no YAML"),
+        *(
+            (b"follow: a/b\nto: !!%s\n" % tag, "tags")
+            for tag in (b"bool x", b'int ""', b"timestamp x")
+        ),
         (b"\xff\xfe", "no YAML"),
         (b"? [a]\n: b\n", "no YAML"),
+        (b'follow: a/b\ngroup: "a\\0b"\n', "a NUL"),
+        (b"follow: a/b\nverdict: {alpha: 1.0e-17}\n", "verdict.alpha"),  # no interval is so wide
         (b"", "one subscription, or a list"),
         (b"just words", "one subscription, or a list"),
         (b"- just words", "line 1, 1: "),
@@ -196,7 +202,7 @@ def test_the_command_checks_files_and_stdin(tmp_path: Path) -> None:
     done = run.invoke(app, ["validate-config", "-", "--json"], input="folow: a/b\nas: all\n")
     told = json.loads(done.stdout)["faults"]
     assert [(each["line"], each["field"]) for each in told] == [(1, ""), (1, "folow"), (2, "as")]
-    assert done.exception is not None and "3 faults" in str(done.exception)
+    assert done.exception is not None and "Faults: 3." in str(done.exception)
     printed = run.invoke(app, ["validate-config", "-"], input="folow: a/b\nas: all\n").stdout
     assert printed.count("\n") == 4 and "did you mean 'follow'?" in printed
     missing = run.invoke(app, ["validate-config", str(tmp_path / "none")])

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bot.config import onboarding
+from bot.config import discovery, onboarding
 from bot.config.discovery import AGAIN, look_for_configs
 from bot.config.schema import FILE
 from bot.context import job_of
@@ -25,7 +25,7 @@ from localhub.server import Server
 from patch_cards import lock
 from porting.errors import Refused
 from registry import configs
-from registry.models import Config, Port, Release, Subscription, now
+from registry.models import Config, Patch, Port, Release, Subscription, now
 from registry.status import shown, status
 from tests.configured import CARD, UNTAGGED, Files, Killed, one
 from tests.world import BASE
@@ -183,6 +183,36 @@ def test_a_private_base_of_others_is_not_told_from_one_that_is_not_there(files: 
     assert told[0] == told[1] and "may not see it" in told[0]
 
 
+@pytest.mark.parametrize("revision", [None, "main", "v1"])
+def test_nor_is_one_that_only_the_patchs_config_names(files: Files, revision: str | None) -> None:
+    told = []
+    for base in ("theirs/base", "theirs/none"):
+        named = {"base_model_name_or_path": base, "revision": revision}
+        config = json.loads(files.patch["adapter_config.json"]) | named
+        repo = files.repo()
+        files.push(repo, {"adapter_config.json": json.dumps(config)}, file=one(f"{repo}-x"))
+        files.look()
+        told.append((files.problem(repo) or "").replace(base, "BASE"))
+        with pytest.raises(Refused):
+            files.push(repo, {FILE: None})
+            onboarding.propose(files.context, repo)
+        with files.records.session() as session:
+            assert session.query(Patch).filter_by(repo=repo).count() == 0
+    assert told[0] == told[1] and "may not see it" in told[0]
+
+
+def test_nor_is_one_that_a_pattern_finds(files: Files) -> None:
+    files.other.create_repo("theirs/hidden-1.0", private=True, exist_ok=True)
+    told = []
+    for base in ("theirs/hidden-*", "theirs/nothing-*"):
+        repo = files.repo()
+        files.push(repo, file=one(f"{repo}-x", follow=base))
+        files.look()
+        told.append((files.problem(repo) or "").replace(base, "BASE").replace(repo, "REPO"))
+        assert files.subscribed(repo, ended=True) == []
+    assert told[0] == told[1] and "There is no repo BASE" in told[0]
+
+
 def test_what_nobody_else_may_see_is_not_ported_to_either(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +308,20 @@ def test_an_answer_that_lags_behind_changes_nothing(files: Files) -> None:
     files.look()
     files.server.faults.clear()
     assert files.follows(repo) == {"owner/lag-2": f"{BASE}@main"}
+
+
+def test_a_commit_that_was_taken_back_is_so_a_while_later(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = files.repo(file=one("owner/back"))
+    before = files.context.hub.head(repo)
+    files.push(repo, file=one("owner/back", **{"as": "both"}))
+    files.look()
+    with files.records.session() as session:
+        known = session.get_one(Config, repo)
+    assert discovery._is_back(files.context, known, before)
+    monkeypatch.setattr(discovery, "now", lambda: now() + AGAIN * 2)
+    assert not discovery._is_back(files.context, known, before)  # it was a forced push
 
 
 def test_a_history_that_was_written_anew_is_obeyed(files: Files) -> None:

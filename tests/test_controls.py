@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bot import controls
-from bot.failure import AGAIN, Held, fail_port, fail_release
+from bot.failure import AGAIN, fail_port, fail_release
+from bot.stops import Held
 from localhub.server import Server
 from porting.errors import UsageError
 from registry import following

@@ -168,6 +168,9 @@ def test_where_the_bot_may_not_write_the_owner_is_asked(judged: Judged) -> None:
     assert (port.state, port.published_sha) == (PortState.PUBLISHED, other.model_info(target).sha)
     assert (port.url or "").endswith(f"/tree/{port.published_sha}")
     assert judged.context.hub.tags(target) == {}
+    takeback.withdraw(judged.context, key, "It leaks.")
+    port = judged.read(key)
+    assert port.state == PortState.WITHDRAWN and "may not write to other/ported" in port.reason
 
 
 OPEN, AUTO, MANUAL, PRIVATE = (False, False), (False, "auto"), (False, "manual"), (True, False)

@@ -175,12 +175,8 @@ def test_a_base_that_was_gated_is_told_of_and_ported_once_its_terms_are_accepted
     with asked.context.database.session() as session:
         retry_release(session, BASE)
     peace(asked)
-    assert (
-        asked.api.repo_info(BASE).gated
-        and HfApi(endpoint=asked.api.endpoint, token=asked.tokens["owner"])
-        .repo_info(ADAPTER.to)
-        .private
-    )
+    owner = HfApi(endpoint=asked.api.endpoint, token=asked.tokens["owner"])
+    assert owner.repo_info(ADAPTER.to).gated == asked.api.repo_info(BASE).gated == "auto"
 
 
 def test_a_clock_that_jumps_loses_nothing(asked: FaultyWorld) -> None:

@@ -178,6 +178,7 @@ def test_a_repo_may_be_named_in_every_way(repo: str, revision: str | None) -> No
         "hf://datasets/owner/data",
         "hf://owner",
         "hf://",
+        "hf://owner/model@%2e%2e/main",
         "https://huggingface.co/datasets/owner/data",
         "https://huggingface.co/owner/model/blob/main/README.md",
         "https://huggingface.co/owner/model/discussions/1",

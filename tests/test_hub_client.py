@@ -282,3 +282,9 @@ def test_a_snapshot_that_is_not_whole_is_no_snapshot(owner: Owner) -> None:
         owner.hub.snapshot(REPO, owner.sha, files)
     shutil.rmtree(folder.parents[1])
     assert (owner.hub.snapshot(REPO, owner.sha, files) / "config.json").read_bytes() == SMALL
+
+
+def test_without_a_token_nobody_is_asked_whose_it_is(owner: Owner) -> None:
+    owner.hub.token = False
+    with pytest.raises(Refused, match="hf auth login"):
+        _ = owner.hub.user

@@ -102,3 +102,9 @@ def test_what_a_vendor_wants_to_be_said_is_said(form: str) -> None:
     notice = combine(Licence("llama3.2"), Licence("apache-2.0"), form).notice
     assert "Built with Llama." in notice and "begins with “Llama”" in notice
     assert "Gemma Terms of Use" in combine(Licence("gemma"), Licence("mit"), form).notice
+
+
+@given(st.text("a <>[]()`|*#\\\n\r-", max_size=200))
+def test_its_name_marks_nothing_up(name: str) -> None:
+    said = str(Licence("other", f"x{name}"))
+    assert not set(said) & set("<>[]`|*#\\\n\r") and 0 < len(said) <= 100

@@ -10,7 +10,7 @@ from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_client_factory
 
 from bot.cadence import Cadence, Followed, Known, Looks, Room, plan_looks
-from bot.hub import Hub
+from bot.hub import Hub, NoRepo
 from bot.hub.lookups import Ask, head_by_resolver, heads_of_author, look
 from localhub.server import Server
 from porting.errors import HubError, PortllmError, Refused
@@ -184,7 +184,7 @@ def test_an_author_is_looked_at_in_one_request_and_what_moved_alone(vendor: Vend
     assert (vendor.requests(LISTS), vendor.requests(HEADS), vendor.requests(".")) == (1, 3, 4)
     assert known.prices == {"vendor": (1, NOW)}
     still = {repo: vendor.head(repo) for repo in vendor.repos if repo not in (hidden, gone)}
-    assert seen == still | {hidden: Refused, gone: Refused}
+    assert seen == still | {hidden: NoRepo, gone: NoRepo}
 
 
 def test_a_listing_that_lags_behind_takes_nothing_back(vendor: Vendor) -> None:

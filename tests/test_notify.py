@@ -197,6 +197,13 @@ def test_who_answers_byte_by_byte_is_cut_off(
         assert tell(judged.context, key) == [10.0]  # it never gets a word, nor a closed door
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", "xn--a.example"])
+def test_a_host_that_is_none_can_not_be_reached(judged: Judged, host: str) -> None:
+    key = told(judged, f"json:https://{host}/{SECRET}", managed=True)
+    assert tell(judged.context, key) == [10.0]
+    assert "can't be reached" in log_of(judged, key) and SECRET not in log_of(judged, key)
+
+
 def test_one_discussion_has_it_all_until_it_is_closed(judged: Judged) -> None:
     key = told(judged, "discussion", state="asked")
     said, _ = announcement(judged.context, key, 1)

@@ -74,6 +74,7 @@ def test_a_plan_for_an_adapter_covers_the_files_of_the_patch(tmp_path: Path) -> 
     patch = tiny.save_adapter(tmp_path / "patch", base, r=2)
     (patch / "tokenizer.json").write_text("y")
     (patch / "optimizer.pt").write_text("x")
+    (patch / "README.md").write_text("z")
     made = plan(Folder(base), Folder(patch), as_="adapter")
     assert made.copied_files == ("adapter_model.safetensors", "tokenizer.json")
     assert [file for file, _ in made.skipped_files] == ["README.md", "optimizer.pt"]

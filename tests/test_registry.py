@@ -132,6 +132,27 @@ def test_records_of_an_earlier_schema_say_the_same(database: Database) -> None:
         session.rollback()
 
 
+def test_what_was_recorded_when_nobody_asked_is_private_until_it_is_told(
+    database: Database,
+) -> None:
+    def private() -> list[bool]:
+        with database.session() as session:
+            return [each.private for each in session.query(Patch).order_by(Patch.id)]
+
+    with database.session() as session:
+        records.add_patch(session, new_patch())
+    assert private() == [False]
+    migrate(database.engine, "0004", down=True)
+    migrate(database.engine)
+    assert private() == [True]
+    for is_private, sha in ((False, PATCH_SHA), (True, "e" * 40), (False, "e" * 40)):
+        with database.session() as session:
+            added = new_patch(sha=sha)
+            added.private = is_private
+            records.add_patch(session, added)
+        assert set(private()) == {is_private}  # the repo is, at each commit
+
+
 def test_opening_again_keeps_what_is_recorded(database: Database) -> None:
     with database.session() as session:
         subscribed(session)

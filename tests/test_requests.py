@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from bot import controls
 from bot.classify import classify_release
-from bot.failure import Overtaken
 from bot.hub import HubRepo
 from bot.requests import follow_up
+from bot.stops import Overtaken
 from bot.targets import ports_to
 from localhub.server import Server
 from patch_cards import lock
@@ -138,6 +138,17 @@ def test_a_merged_pull_request_is_a_publication(judged: Judged, target: str) -> 
     assert judged.context.hub.tags(target) == {tag: head} and tag in (port.url or "")
     follow_up(judged.context)
     assert judged.read(key).updated_at == port.updated_at
+
+
+def test_whoever_looks_once_does_not_wait_for_the_next_look(judged: Judged, target: str) -> None:
+    key = judged.judge(judged.subscribe(target))
+    judged.publish(key)
+    follow_up(judged.context, whenever=True)
+    judged.api.change_discussion_status(target, 1, "closed")
+    follow_up(judged.context)
+    assert judged.read(key).state == PortState.ASKED
+    follow_up(judged.context, whenever=True)
+    assert judged.read(key).state == PortState.DECLINED
 
 
 def test_a_merged_port_is_ours_where_the_target_is_followed_as_a_base(

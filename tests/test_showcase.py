@@ -12,18 +12,21 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from bot.context import Context
 from bot.dry_run import rehearsal
 from bot.hub import Hub, HubPublisher
 from bot.settings import Settings
-from bot.showcase import collections, dataset
+from bot.showcase import collections, dataset, space
 from bot.showcase.show import keep_current, show, write
 from localhub.server import Server
 from patch_cards.card import END, render
 from registry.database import Database
 from registry.models import Base, Patch, Port, PortState, Record, Release, Rule, Subscription
+from registry.views import Line
 from tests.postgres import Postgres, postgres
 from tests.serving import until
 from tests.test_cards import facts
@@ -227,6 +230,12 @@ def test_the_pages_lead_somewhere_and_name_nothing_private(
     assert all(file.is_file() for file in inside)
     assert {path.name for path in inside} > {"patches-2.html", "tasks.html", "index.html"}
     assert f"{context.hub.endpoint}/owner/ported-0" in outside
+
+
+@given(st.text('\n\t\r\b\f\x01 :("\\', max_size=3), st.sampled_from(["bot/secret", "new/no-1.b"]))
+def test_a_name_is_found_whatever_stands_before_it(before: str, name: str) -> None:
+    line = Line(at=WHEN, attempt=1, step=None, blame=None, text=f"It is{before}{name}")
+    assert name in space._names(line) or not before
 
 
 def held(context: Context) -> dict[str, dict[str, str | None]]:

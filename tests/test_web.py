@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from bot.serve.app import create_app
+from bot.watch import _see
 from patch_cards.pages import Site
+from porting.errors import HubError
 from registry.history import Figure, Moment
-from registry.models import Patch, Port, PortState, Release, Rule, Subscription, now
+from registry.models import Base, Patch, Port, PortState, Release, Rule, Subscription, now
 from registry.views import (
     BaseRow,
     BaseView,
@@ -308,6 +310,19 @@ def test_controls_do_what_the_commands_do(web: TestClient, place: Furnished) -> 
     post("/api/pause", 400)
 
 
+def test_a_port_has_the_names_of_its_repo_and_only_a_published_one_is_verified(
+    web: TestClient, place: Furnished
+) -> None:
+    published = web.get(f"/port/{key(1)}").text
+    with place.database.session() as session:
+        port = session.get_one(Port, key(1))
+        port.state, port.published_sha = PortState.ASKED, None
+    asked = web.get(f"/port/{key(1)}").text
+    assert ">adapter_config.json<" in published and "adapter/adapter_config.json" not in published
+    assert "<dt>Published</dt>" in published and "portllm verify" in published
+    assert "<dt>Asked</dt>" in asked and "portllm verify" not in asked
+
+
 def test_errors_are_pages_or_json(web: TestClient, place: Furnished) -> None:
     for path, status in (("/nowhere", 404), ("/port/no", 404), ("/?state=no", 400),
                          ("/ports?release=x", 400), ("/?q=%00", 400), ("/patch/a%00b", 400),
@@ -347,3 +362,9 @@ def test_secrets_in_sentences_are_masked(web: TestClient, place: Furnished) -> N
         text = web.get(path).text
         assert "hf_ABC" not in text
     assert "***" in web.get(f"/port/{name}").text
+    with place.database.session() as session:
+        base = session.query(Base).filter_by(repo=BASE).first()
+    _see(place.context, base.id, HubError(said))
+    for path in ("/status", f"/base/{BASE}", f"/api/bases/{BASE}"):
+        text = web.get(path).text
+        assert "The Hub said" in text and "hf_ABC" not in text

@@ -29,7 +29,8 @@ from registry import workers
 from registry.database import Database
 from registry.models import PortState, Score
 from registry.ports import save_score, update_port
-from tests.crew import FORKS, LONG, Crew
+from tests.crew import LONG, Crew
+from tests.forks import FORKS
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres  # the fixture
 from tests.test_registry import NEW, differences, ported, released, subscribed

@@ -125,7 +125,8 @@ class Furnished:
         if action:
             usual = {
                 "evidence": evidence(), "verdict": {"action": action, "reason": said},
-                "made": {"adapter_model.safetensors": "5" * 64, "adapter_config.json": "6" * 64},
+                "made": {"adapter/adapter_config.json": "6" * 64},
+                "published_sha": sha(9) if action == "publish" else None,
                 "published_at": now() if action != "reject" else None,
                 "url": f"https://huggingface.co/{job['to_repo']}" if action != "reject" else None,
             }  # fmt: skip

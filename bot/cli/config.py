@@ -35,6 +35,7 @@ def validate_config(
 
     if file != "-" and not Path(file).is_file():
         raise UsageError(f"{file} is no file.")
+    name = "stdin" if file == "-" else file
     entries, faults = check(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
     if json_:
         print_json({"valid": not faults, "faults": [fault.to_dict() for fault in faults]})
@@ -44,8 +45,8 @@ def validate_config(
             [(fault.line or "", fault.field, fault.said) for fault in faults],
         )
     if faults:
-        raise Refused(f"{file} can't be obeyed: {len(faults)} faults. Mend them, and check again.")
-    message(f"{file} is sound. Subscriptions: {len(entries)}.")
+        raise Refused(f"{name} can't be obeyed. Faults: {len(faults)}. Mend them, and check again.")
+    message(f"{name} is sound. Subscriptions: {len(entries)}.")
 
 
 @app.command()

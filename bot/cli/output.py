@@ -66,4 +66,4 @@ def print_fields(fields: dict[str, object]) -> None:
     """One `name  value` line each."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {'none' if value is None else value}")

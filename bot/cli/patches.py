@@ -72,7 +72,10 @@ def list_(json_: Json = False) -> None:
         return
     print_table(
         ("patch", "kind", "trained on", "evaluation"),
-        [(row["patch"], row["kind"], row["trained_on"], row["evaluation"]) for row in rows],
+        [
+            (row["patch"], row["kind"], row["trained_on"], row["evaluation"] or "none")
+            for row in rows
+        ],
     )
     if not rows:
         message("No patch is recorded yet. Next: portllm patch add NAMESPACE/NAME")
@@ -87,9 +90,9 @@ def show(patch: Known, json_: Json = False) -> None:
     address, context = parse_repo(patch), open_context()
     with context.database.session() as session:
         record = find_patch(session, address.repo, address.revision)
-        shown = facts(record, context.hub) | {"evaluation": record.evaluation}
+        shown = facts(record, context.hub)
     if json_:
-        print_json(shown)
+        print_json(shown | {"evaluation": record.evaluation})
         return
     print_fields(shown)
 

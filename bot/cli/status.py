@@ -73,12 +73,17 @@ def status(
         return
     print_table(
         ("patch", "follows", "to", "state", "why"),
-        [(row.patch, row.follows, row.to, row.state, row.reason) for row in rows],
+        [(row.patch, row.follows, row.to, row.state, _why(row)) for row in rows],
     )
     if not rows:
         message("Nothing of that is subscribed. Next: portllm subscribe --help")
     elif any(row.port for row in rows):
         message("More about a port: portllm ports, portllm show PORT")
+
+
+def _why(row: Status) -> str:
+    answer = f" Merge or close {row.url}" if row.state == PortState.ASKED else ""
+    return row.reason + answer
 
 
 def read_status(
@@ -151,7 +156,8 @@ def show(port: PortName, json_: Json = False) -> None:
         print_table(
             ("attempt", "from", "to", "last"), [tuple(attempt.values()) for attempt in attempts]
         )
-    message(f"{on} Its log: portllm logs {facts['port']}")
+    message(on)
+    message(f"Its log: portllm logs {facts['port']}")
 
 
 def logs(
@@ -200,7 +206,9 @@ def _facts(port: Port, scene: Scene) -> dict[str, Any]:
         "due_at": _moment(port.due_at) if port.state in STOPPABLE else None,
         "url": port.url,
         "published_sha": port.published_sha,
-        "published_at": _moment(port.published_at) if port.published_at else None,
+        "published_at": _moment(port.published_at)
+        if port.published_at and port.published_sha
+        else None,
         "created_at": _moment(port.created_at),
         "updated_at": _moment(port.updated_at),
     }

@@ -58,6 +58,7 @@ def verify(
     found.check()
     if not json_:
         message(f"{found.port} is what its lock says: {len(found.files)} files, to the byte.")
+        message("Its verdict and its card are those of its lock.")
         message(_said(found.signature))
 
 

@@ -123,8 +123,11 @@ def _obey(context: Context, source: HubRepo) -> str | None:
 
 
 def _is_back(context: Context, known: Config, sha: str) -> bool:
-    """Whether the Hub answered with what was: an older commit, which does not come after."""
-    if known.sha == sha:
+    """Whether the Hub answered with what was: an older commit, which does not come after.
+
+    That passes; an owner who takes a commit back, by a forced push, is obeyed a while later.
+    """
+    if known.sha == sha or now() - known.read_at > AGAIN:
         return False
     history = commits(context.hub, known.repo, sha)
     return known.sha not in history and history[sha] <= known.read_at

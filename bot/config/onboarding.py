@@ -9,14 +9,13 @@ import yaml
 
 from bot.address import RepoAddress
 from bot.config.schema import FILE
-from bot.config.sync import check_seen
+from bot.config.sync import register_seen
 from bot.context import Context
 from bot.follow import Follow
 from bot.hub import PULL_REQUEST, HubRepo, PullRequest
 from bot.hub.tagged import commits
 from bot.inputs import Inputs
 from bot.planning import check_change
-from bot.register import register
 from bot.subscribing import default_target
 from patch_cards import lock
 from porting import classify
@@ -72,10 +71,7 @@ def draft(context: Context, repo: str, base: RepoAddress | None = None) -> Propo
     for name, what in ((FILE, "it has one"), (lock.NAME, "it holds ports, and is no patch")):
         if name in there:
             raise Refused(f"{repo}: no {FILE} is proposed: {what} ({name}).")
-    if base is not None:
-        check_seen(context, base.repo, repo)
-    patch = register(context, RepoAddress(repo, sha), base)
-    check_seen(context, patch.base_repo, repo)
+    patch = register_seen(context, RepoAddress(repo, sha), base)
     to = default_target(hub, repo, Follow(Rule.REF, patch.base_repo, "main"))
     asked = {"follow": patch.base_repo, "to": to, "as": "adapter", "by": "request"}
     if base is not None:

@@ -176,6 +176,8 @@ def check(raw: bytes) -> tuple[list[Entry], list[Fault]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
         plain = json.dumps([data] if isinstance(data, dict) else data, default=str)
+        if r"\u0000" in plain:
+            raise ValueError("it holds a NUL")  # which Postgres takes for no text
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         hint = f"what begins with * or has a colon in it: {QUOTE}"

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from bot.address import RepoAddress, parse_repo, plain
+from bot.address import REPO, RepoAddress, parse_repo, plain
 from bot.config.schema import Entry
 from bot.context import Context
-from bot.follow import Follow, parse_follow
+from bot.follow import Follow, heads, parse_follow
+from bot.hub import HubRepo
 from bot.register import check_wanted, register
 from bot.subscribing import Wanted, begin, default_target
+from porting import read_adapter
 from porting.errors import Refused, UsageError
 from registry.configs import managed
 from registry.models import Patch, Rule, Subscription, now
@@ -99,10 +101,26 @@ def _check(context: Context, repo: str, asked: list[_Asked]) -> None:
 
 def check_seen(context: Context, base: str, patch: str) -> None:
     """Refuse a private base of another owner's, in words that do not tell that there is one."""
-    if base.partition("/")[0].lower() == patch.partition("/")[0].lower():
-        return
-    if context.hub.facts(base).private:
+    if _is_hidden(context, base, patch):
         raise Refused(f"{base}@main does not exist, or this token may not see it.")
+
+
+def _is_hidden(context: Context, base: str, patch: str) -> bool:
+    if base.partition("/")[0].lower() == patch.partition("/")[0].lower():
+        return False
+    return context.hub.facts(base).private
+
+
+def register_seen(context: Context, source: RepoAddress, given: RepoAddress | None) -> Patch:
+    """Record the patch, if its base, given or named by its config, is one that its owner may see.
+
+    That is found out first: what else is wrong with it would tell of the base.
+    """
+    adapter = read_adapter(HubRepo(context.hub, source.repo, source.revision or ""))
+    base = given.repo if given else adapter.base_repo
+    if base is not None and REPO.fullmatch(base):
+        check_seen(context, base, source.repo)
+    return register(context, source, given)
 
 
 def _recorded(context: Context, repo: str, sha: str, given: str | None) -> Patch:
@@ -111,7 +129,7 @@ def _recorded(context: Context, repo: str, sha: str, given: str | None) -> Patch
     if known is not None and given is None:
         return known
     try:
-        return register(context, RepoAddress(repo, sha), parse_repo(given) if given else None)
+        return register_seen(context, RepoAddress(repo, sha), parse_repo(given) if given else None)
     except Refused as error:
         raise Refused(str(error).replace("--base", "in portllm.yaml, base:")) from error
 
@@ -148,6 +166,10 @@ def _subscribe(context: Context, patch: Patch, asked: _Asked) -> None:
                 "Whoever runs the bot has subscribed something there by hand; name another repo, "
                 "or ask them to end it."
             )
+    if asked.follow.rule == Rule.REPOS:
+        (newest,) = heads(context.hub, asked.follow)
+        if _is_hidden(context, newest.repo, patch.repo):
+            raise Refused(f"There is no repo {asked.follow.repo} with a version in its name.")
     wanted = Wanted(
         patch=RepoAddress(patch.repo, patch.sha),
         follow=asked.follow,

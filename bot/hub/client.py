@@ -195,7 +195,9 @@ class Hub:
 
     @cached_property
     def user(self) -> str:
-        """Whose token it is."""
+        """Whose token it is. Raises Refused where there is none."""
+        if not self.token:
+            raise Refused("There is no token for this: run `hf auth login`, or set HF_TOKEN.")
         with translated("the question whose token this is"):
             name: str = self.api.whoami()["name"]
         return name

@@ -114,12 +114,18 @@ def create_app(context: Context, webhooks: Webhooks | None) -> FastAPI:
 
 
 def _operations(document: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Method, path and summary of each."""
+    """Method, path with the query that it needs, and summary of each."""
     return [
-        (method.upper(), path, operation["summary"])
+        (method.upper(), path + _needed(operation), operation["summary"])
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
+
+
+def _needed(operation: dict[str, Any]) -> str:
+    asked = [each for each in operation.get("parameters", []) if each["in"] == "query"]
+    names = [each["name"] for each in asked if each["required"]]
+    return "?" + "&".join(f"{name}={{{name}}}" for name in names) if names else ""
 
 
 def _metrics(context: Context, outcomes: Outcomes) -> Callable[[Request], Response]:

@@ -32,6 +32,7 @@ MOST = 500  # patches, ports and bases with a page
 ROWS = 200  # of an index on one page
 SHOWN = 20  # of each on the first page
 REPO = re.compile(r"(?<![\w.-])(?=([\w.-]+/[\w.-]*\w))")  # overlapping, for those within addresses
+ESCAPED = re.compile(r"\\(?:u[0-9a-f]{4}|.)")  # in JSON: its letter is none of the name
 OUTSIDE = re.compile(r'<a (?=[^>]*href="https?://)')
 V = TypeVar("V", bound=View)
 
@@ -130,7 +131,7 @@ def _rows(ask: Callable[..., Page[V]], hidden: Set[str]) -> list[V]:
 
 def _names(view: View) -> set[str]:
     """All that may be the name of a repo in it."""
-    return set(REPO.findall(view.model_dump_json()))
+    return set(REPO.findall(ESCAPED.sub(" ", view.model_dump_json())))
 
 
 def _without(view: View | None, hidden: Set[str]) -> View | None:

@@ -17,8 +17,9 @@ def upgrade() -> None:
     with op.batch_alter_table("patches") as patches:
         patches.add_column(sa.Column("pipeline_tag", sa.String()))
         patches.add_column(sa.Column("task", sa.String()))
+        # Of those recorded before, nobody knows: they are shown once they are added again.
         patches.add_column(
-            sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.false())
+            sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.true())
         )
         patches.add_column(sa.Column("checked_at", sa.DateTime()))
         patches.create_index("ix_patches_checked_at", ["checked_at"])
