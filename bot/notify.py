@@ -64,14 +64,20 @@ class Receiver:
         return f"{self.kind} ({urlsplit(self.url).hostname})" if self.url else self.kind
 
 
-def parse(text: str) -> Receiver:
-    """What `--notify` says. Raises UsageError, without the address, where that is none."""
+def parse(text: str, is_secret: bool = True) -> Receiver:
+    """What `--notify` says. Raises UsageError, without the address, where that is none.
+
+    Args:
+        is_secret: hide the address in what is said; in a public portllm.yaml it is no secret, and
+            who writes there has no say in what others are shown.
+    """
     if text == DISCUSSION:
         return Receiver(DISCUSSION)
     kind, _, url = text.partition(":")
     if kind not in ("slack", "discord", "json"):
         kind, url = "", text
-    hide(url)
+    if is_secret:
+        hide(url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -84,12 +90,14 @@ def parse(text: str) -> Receiver:
         )
     if parts.scheme == "http" and host not in HERE:
         raise UsageError(f"--notify to {host}: its address has to begin with https://")
-    hide(f"{parts.path}?{parts.query}" if parts.query else parts.path)  # errors show it so
+    if is_secret:  # errors show it so
+        hide(f"{parts.path}?{parts.query}" if parts.query else parts.path)
     return Receiver(kind or HOSTS.get(host, "json"), url)
 
 
 def receivers(subscription: Subscription) -> list[Receiver]:
-    return [parse(text) for text in (subscription.notify or {}).get("receivers", [])]
+    told = (subscription.notify or {}).get("receivers", [])
+    return [parse(text, is_secret=not subscription.managed) for text in told]
 
 
 def announcement(context: Context, key: str, attempt: int) -> tuple[dict[str, Any], int]:

@@ -52,7 +52,9 @@ def begin(context: Context, wanted: Wanted) -> int:
     follow = wanted.follow
     to = wanted.to or default_target(context.hub, wanted.patch.repo, follow)
     _check_target(wanted, to)
-    told = list(dict.fromkeys(parse(text).text for text in wanted.notify))
+    told = list(
+        dict.fromkeys(parse(text, is_secret=not wanted.managed).text for text in wanted.notify)
+    )
     stands = heads(context.hub, follow)
     is_named = follow.rule == Rule.REF and follow.ref != "main"
     if is_named and follow.ref not in context.hub.branches(follow.repo):
