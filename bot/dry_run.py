@@ -136,7 +136,7 @@ def _copy(source: Database, target: Database) -> None:
             for part in rows.mappings().partitions(ROWS):
                 writing.execute(insert(table), [dict(row) for row in part])
         anew = {"state": PortState.WAITING, "due_at": now()}
-        anew |= dict.fromkeys(("evidence", "verdict", "made"))
+        anew |= dict.fromkeys(("evidence", "verdict", "action", "made"))
         begun = update(Port).where(Port.state.in_((*AT_WORK, PortState.JUDGED)))
         writing.execute(begun.values(anew))
         writing.execute(update(Subscription).values(notify=None))

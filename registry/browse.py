@@ -177,8 +177,9 @@ class Browse:
         patch: str = "",
         release: int | None = None,
         cursor: str | None = None,
+        action: str = "",
     ) -> Page[PortRow]:
-        """Those published last first; of a patch or of a release all, in a state those due last."""
+        """Those published last first; in a state, or of a patch, or of a release by its verdict."""
         query = self._ports()
         keys: tuple[Any, ...] = (Port.published_at, Port.key)
         if patch:
@@ -190,8 +191,8 @@ class Browse:
         elif release is not None:
             query = query.where(Port.release_id == release)
             keys = (Port.subscription_id,)
-            if state is not None:
-                query = query.where(Port.state == state)
+            if action:
+                query = query.where(Port.action == action)
         elif state is not None:
             query, keys = query.where(Port.state == state), (Port.due_at, Port.key)
         else:
@@ -352,26 +353,25 @@ class Browse:
                 base=each.base.repo,
                 follows=shown(each.base),
                 reason=each.reason and self._clean(each.reason),
-                ports={state: n for (id, state), n in counts.items() if id == each.id and n},
+                verdicts={action: n for (id, action), n in counts.items() if id == each.id and n},
             )
             for each in page.items
         ]
         return Page(items=rows, next=page.next)
 
     def _counts(self, releases: Sequence[Release]) -> Counter[tuple[int, str]]:
-        """Ports by release and state. All are counted by index, the private ones taken off."""
+        """Ports by release and verdict: all by index, less the private ones, by patch, not base."""
         ids = [release.id for release in releases]
-        columns = (Port.release_id, Port.state)
+        columns = (Port.release_id, Port.action)
         counted = select(*columns, func.count()).where(Port.release_id.in_(ids)).group_by(*columns)
-        found = Counter({(id, str(state)): n for id, state, n in self._session.execute(counted)})
+        found = Counter({(id, said or "none"): n for id, said, n in self._session.execute(counted)})
         if not self._everything and found:
-            bases = {each.base_id for each in releases}
             private = select(Subscription.id).where(
                 Subscription.patch_id.in_(select(Patch.id).where(Patch.private)),
-                func.abs(Subscription.base_id).in_(bases),  # by the patches, which are fewer
+                func.abs(Subscription.base_id).in_({each.base_id for each in releases}),
             )
-            hidden = counted.where(Port.subscription_id.in_(private))
-            found.subtract({(id, str(state)): n for id, state, n in self._session.execute(hidden)})
+            hidden = self._session.execute(counted.where(Port.subscription_id.in_(private)))
+            found.subtract({(id, said or "none"): n for id, said, n in hidden})
         return found
 
     def _port_row(self, port: Port) -> PortRow:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, validates
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -249,7 +249,7 @@ class Port(Record):
     """Patch x release -> artefact. `key` names its inputs, `job`.
 
     The first attempt's workflow has the key as its id; `attempt` counts from 1. `made` are the
-    sha256 of what was judged.
+    sha256 of what was judged; `action` is the verdict's, to be counted by.
     """
 
     __tablename__ = "ports"
@@ -257,7 +257,7 @@ class Port(Record):
         UniqueConstraint("subscription_id", "release_id"),
         Index(None, "release_id", "subscription_id"),
         Index(None, "state", "due_at", "key"),
-        Index(None, "release_id", "state", "subscription_id"),
+        Index(None, "release_id", "action", "subscription_id"),
         Index(None, "published_at", "key"),
     )
 
@@ -272,6 +272,7 @@ class Port(Record):
     due_at: Mapped[datetime] = mapped_column(default=now)
     evidence: Mapped[dict[str, Any] | None]
     verdict: Mapped[dict[str, Any] | None]
+    action: Mapped[str | None] = mapped_column(String(8))
     made: Mapped[dict[str, Any] | None]
     url: Mapped[str | None]
     published_sha: Mapped[str | None]
@@ -281,6 +282,11 @@ class Port(Record):
 
     subscription: Mapped[Subscription] = relationship()
     release: Mapped[Release] = relationship()
+
+    @validates("verdict")
+    def _keep_action(self, _: str, verdict: dict[str, Any] | None) -> dict[str, Any] | None:
+        self.action = verdict["action"] if verdict else None
+        return verdict
 
 
 class Event(Record):

@@ -168,7 +168,7 @@ class ReleaseRow(View):
     change: str | None
     reason: str | None
     seen_at: datetime
-    ports: dict[str, int]
+    verdicts: dict[str, int]
 
 
 class BaseView(View):

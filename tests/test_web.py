@@ -101,8 +101,8 @@ def test_nothing_of_a_private_patch_is_shown_without_the_token(
 def test_what_is_counted_is_what_is_shown(web: TestClient, place: Furnished) -> None:
     for headers, expected in ({}, 1), (BEARER, 2):
         releases = web.get(f"/api/bases/{BASE}", headers=headers).json()["releases"]["items"]
-        counts = [each["ports"] for each in releases if each["ports"].get("published")]
-        assert counts and all(each["published"] == expected for each in counts)
+        counts = [each["verdicts"] for each in releases if each["verdicts"].get("publish")]
+        assert counts and all(each["publish"] == expected for each in counts)
         status = web.get("/api/status", headers=headers).json()
         assert status["counts"]["failed"] == len(status["failed"]) == expected - 1
         assert bool(status["worker_names"]) == (expected == 2)
@@ -150,7 +150,7 @@ def test_no_string_comes_out_as_html(hostile: str) -> None:
                    looked_at=at, problem=evil)  # fmt: skip
     release = ReleaseRow(
         id=1, base=evil, follows=evil, repo=evil, sha=evil, from_repo=evil, from_sha=evil,
-        change=evil, reason=evil, seen_at=at, ports={evil: 1, "published": 1},
+        change=evil, reason=evil, seen_at=at, verdicts={evil: 1, "publish": 1},
     )  # fmt: skip
     status = StatusView(
         at=at, paused=evil, workers=1, pulse_at=at, watched=True, worker_names=[evil],

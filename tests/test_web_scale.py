@@ -26,7 +26,7 @@ class Counted:
         fill(self.database, self.world)
         self.spent = 0
         with self.database.engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE patches SET private = 1 WHERE id % 50 = 0")
+            connection.exec_driver_sql("UPDATE patches SET private = (id % 50 = 0)")
             connection.exec_driver_sql("UPDATE patches SET task = 'task-' || (id % 20)")
         event.listen(self.database.engine, "checkout", self._listen)
 

@@ -91,16 +91,20 @@ def reading(visitors: Visitors) -> APIRouter:
             view: BaseView = found(browse.base(repo, cursor, followers), f"base {repo}")
             return view
 
-    @made.get("/ports", summary="Ports: those published last, or all in a state, or of a patch")
+    @made.get(
+        "/ports",
+        summary="Ports: those published last, or in a state, of a patch, or of a release",
+    )
     def ports(
         request: Request,
         state: PortState | None = None,
         patch: Text = "",
         release: Release = None,
+        verdict: Text = "",
         cursor: Cursor = None,
     ) -> Page[PortRow]:
         with visitors.browse(request) as browse:
-            return browse.ports(state, patch, release, cursor)
+            return browse.ports(state, patch, release, cursor, verdict)
 
     @made.get("/ports/{key}", summary="A port: what it is made of, and what was found")
     def port(request: Request, key: Repo) -> PortView:

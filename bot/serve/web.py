@@ -79,11 +79,12 @@ def router(
         state: Text = "",
         patch: Text = "",
         release: Release = None,
+        verdict: Text = "",
         cursor: Cursor = None,
     ) -> str:
-        given = {"state": state, "patch": patch, "release": str(release or "")}
+        given = {"state": state, "patch": patch, "release": str(release or ""), "verdict": verdict}
         with visitors.browse(request) as browse:
-            rows = browse.ports(_state(state), patch, release, cursor)
+            rows = browse.ports(_state(state), patch, release, cursor, verdict)
         return site.ports(rows, {name: value for name, value in given.items() if value})
 
     @made.get("/port/{key}")

@@ -43,10 +43,14 @@ def upgrade() -> None:
     with op.batch_alter_table("ports") as ports:
         ports.drop_index("ix_ports_state_due_at")
         ports.create_index("ix_ports_state_due_at_key", ["state", "due_at", "key"])
+        ports.add_column(sa.Column("action", sa.String(8)))
         ports.create_index(
-            "ix_ports_release_id_state_subscription_id", ["release_id", "state", "subscription_id"]
+            "ix_ports_release_id_action_subscription_id",
+            ["release_id", "action", "subscription_id"],
         )
         ports.create_index("ix_ports_published_at_key", ["published_at", "key"])
+    judged = sa.table("ports", sa.column("verdict", sa.JSON()), sa.column("action", sa.String()))
+    op.execute(sa.update(judged).values(action=judged.c.verdict["action"].as_string()))
     op.add_column("workers", sa.Column("traffic", sa.JSON()))
     op.create_table(
         "configs",
@@ -64,7 +68,8 @@ def downgrade() -> None:
         workers.drop_column("traffic")
     with op.batch_alter_table("ports") as ports:
         ports.drop_index("ix_ports_published_at_key")
-        ports.drop_index("ix_ports_release_id_state_subscription_id")
+        ports.drop_index("ix_ports_release_id_action_subscription_id")
+        ports.drop_column("action")
         ports.drop_index("ix_ports_state_due_at_key")
         ports.create_index("ix_ports_state_due_at", ["state", "due_at"])
     with op.batch_alter_table("subscriptions") as subscriptions:
