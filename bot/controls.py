@@ -112,7 +112,7 @@ def retry_release(session: Session, repo: str) -> Release:
     if release.change != UNREADABLE:
         raise UsageError(f"{release.name} could be read: {release.reason} Nothing is to be done.")
     release.change, release.reason = None, "It is looked at again."
-    release.attempt, release.due_at = release.attempt + 1, now()
+    release.attempt, release.missed, release.due_at = release.attempt + 1, 0, now()
     return release
 
 

@@ -81,7 +81,7 @@ def fail_port(context: Context, key: str, attempt: int, blame: Blame, sentence: 
         if port.attempt != attempt or port.state not in AT_WORK:
             return True
         note(session, key, sentence, blame)
-        tries = failures(session, key)
+        tries = failures(session, key, blame)
         later = _again_in(blame, tries)
         log.warning("%s: attempt %d: %s", key, port.attempt, sentence)
         if later is None:
@@ -112,16 +112,18 @@ def fail_release(
         if release.attempt != attempt or release.change is not None:
             return
         log.warning("%s: %s", release.name, sentence)
-        later = _again_in(blame, release.attempt)
+        release.missed += blame == "gone"
+        tries = release.missed if blame == "gone" else release.attempt
+        later = _again_in(blame, tries)
         if later is not None or blame in ("theirs", "machine"):
             release.due_at = now() + (later or AGAIN[-1])
             release.attempt += 1
             release.reason = f"{sentence} It is tried again at {moment(release.due_at)}."
         else:
-            way_back = WAYS_BACK[blame].format(tries=release.attempt, name=release.repo)
+            way_back = WAYS_BACK[blame].format(tries=tries, name=release.repo)
             release.change, release.reason = UNREADABLE, f"{sentence} {way_back}"
 
 
-def _again_in(blame: Blame, attempt: int) -> timedelta | None:
-    """How long after attempt `attempt` (from 1) the next one is made, if one is."""
-    return AGAIN[attempt - 1] if attempt <= MOST.get(blame, 0) else None
+def _again_in(blame: Blame, tries: int) -> timedelta | None:
+    """How long after that many failures of the kind it is tried again, if it is."""
+    return AGAIN[tries - 1] if tries <= MOST.get(blame, 0) else None

@@ -135,7 +135,10 @@ class Base(Record):
 
 
 class Release(Record):
-    """A step of a base, from a commit to another, and what changed (null until classified)."""
+    """A step of a base, from a commit to another, and what changed (null until classified).
+
+    `missed` counts the attempts at which the commit was not there.
+    """
 
     __tablename__ = "releases"
     __table_args__ = (
@@ -159,6 +162,7 @@ class Release(Record):
     change: Mapped[str | None]
     reason: Mapped[str | None]
     attempt: Mapped[int] = mapped_column(default=1)
+    missed: Mapped[int] = mapped_column(default=0)
     due_at: Mapped[datetime | None]
     seen_at: Mapped[datetime] = mapped_column(default=now)
 

@@ -170,11 +170,11 @@ def note(session: Session, key: str, text: str, blame: str | None = None) -> Non
     session.add(Event(port_key=key, attempt=port.attempt, step=port.step, blame=blame, text=text))
 
 
-def failures(session: Session, key: str) -> int:
-    """How often the port failed since it was last begun by hand."""
+def failures(session: Session, key: str, blame: str) -> int:
+    """How often the port failed by this fault since it was last begun by hand."""
     mine = select(func.max(Event.id)).where(Event.port_key == key, Event.step == RETRIED)
     since = session.scalar(mine) or 0
-    failed = (Event.port_key == key, Event.blame.is_not(None), Event.id > since)
+    failed = (Event.port_key == key, Event.blame == blame, Event.id > since)
     return session.scalar(select(func.count()).select_from(Event).where(*failed)) or 0
 
 

@@ -28,8 +28,9 @@ LOCK, CHART = "portllm.lock.json", "portllm-chart.svg"
 OPEN = ("waiting", "queued", "running", "judged")
 DONE = ("published", "asked")
 LOST = ("failed", "refused")  # a newer port may have taken its place
+ENDS = {("publish", "published"), ("ask", "asked"), ("reject", "rejected")}
 TABLES = ("ports", "releases", "subscriptions", "events")
-QUIET = ("declined", "superseded", "cancelled", "rolled back", "withdrawn")
+QUIET = ("rejected", "declined", "superseded", "cancelled", "rolled back", "withdrawn")
 STAY = {"registry.db", "workflows.db", "bot.lock", "work", "scratch", "lm-eval"}  # of its home
 
 
@@ -67,6 +68,7 @@ class Row:
     sha: str
     url: str | None
     published_sha: str | None
+    action: str | None
 
 
 class Ledger:
@@ -113,9 +115,11 @@ class Ledger:
         newest = ports[-1]
         if self._weights(BASE, newest.sha) != self._weights(BASE, head):
             yield f"{subscribed.to}: its newest port is to {newest.sha[:7]}, not {head[:7]}"
-        wanted = "published" if subscribed.patch == JUDGED else "asked"
-        if newest.state != wanted:
-            yield f"{subscribed.to}: its newest port, {newest.key}, is {newest.state}"
+        if (newest.action, newest.state) not in ENDS or (
+            subscribed.patch != JUDGED and newest.action != "ask"
+        ):
+            said = f"{newest.state} by the verdict {newest.action}"
+            yield f"{subscribed.to}: its newest port, {newest.key}, is {said}"
 
     def of_target(self, subscribed: Subscribed) -> Iterator[str]:
         repo, ports = subscribed.to, {port.key: port for port in self._ports(subscribed)}
@@ -249,6 +253,7 @@ class Ledger:
                 job["new_sha"],
                 each["url"],
                 each["published_sha"],
+                each["action"],
             )
             for each in sorted(self.registry["ports"], key=lambda each: each["release_id"])
             if each["subscription_id"] == self._ids[subscribed.to]

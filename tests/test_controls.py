@@ -56,6 +56,16 @@ def test_it_is_tried_again_and_by_hand_from_the_start(kept: Records) -> None:
     assert fail_port(kept.context, key, kept.read(key).attempt, "theirs", "The Hub is down.")
 
 
+def test_each_fault_has_tries_of_its_own(kept: Records) -> None:
+    into = kept.subscribe()
+    key = kept.port(into, PortState.RUNNING, "port-1")
+    for blame in ("theirs", "theirs", "theirs", "gone", "gone"):
+        assert fail_port(kept.context, key, kept.read(key).attempt, blame, "It failed.")
+        kept.change(Port, key, state=PortState.RUNNING)
+    assert not fail_port(kept.context, key, kept.read(key).attempt, "gone", "It is not there.")
+    assert "It was looked for 3 times" in kept.status(into).reason
+
+
 def test_every_state_can_be_begun_again_or_says_what_can_be_done(kept: Records) -> None:
     for _, state, key in in_every_state(kept):
         try:

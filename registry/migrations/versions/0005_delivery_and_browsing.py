@@ -52,6 +52,8 @@ def upgrade() -> None:
     judged = sa.table("ports", sa.column("verdict", sa.JSON()), sa.column("action", sa.String()))
     op.execute(sa.update(judged).values(action=judged.c.verdict["action"].as_string()))
     op.add_column("workers", sa.Column("traffic", sa.JSON()))
+    missed = sa.Column("missed", sa.Integer(), nullable=False, server_default="0")
+    op.add_column("releases", missed)
     op.create_table(
         "configs",
         sa.Column("repo", sa.String(), primary_key=True),
@@ -64,6 +66,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("configs")
+    with op.batch_alter_table("releases") as releases:
+        releases.drop_column("missed")
     with op.batch_alter_table("workers") as workers:
         workers.drop_column("traffic")
     with op.batch_alter_table("ports") as ports:
