@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
@@ -175,11 +176,13 @@ def listed(session: Session, state: PortState | None = None, patch: str | None =
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--subscriptions", type=int, help="so many, whatever the scale")
     parser.add_argument("--pages", action="store_true", help="only the pages of portllm serve")
     parser.add_argument("--postgres", action="store_true", help="default: SQLite")
     options = parser.parse_args()
     with opened(options.postgres) as database:
-        world = World(Sizes.scaled(options.scale))
+        sizes = Sizes.scaled(options.scale)
+        world = World(replace(sizes, subscriptions=options.subscriptions or sizes.subscriptions))
         began = time.perf_counter()
         fill(database, world)
         print(f"{world.sizes}, written in {time.perf_counter() - began:.0f} s.", file=sys.stderr)

@@ -46,13 +46,16 @@ NOTHING = """
 from bot import workflow
 from bot.cli import main
 from bot.hub import Published
+from bot.publish import Delivered
 from bot.scale import Choice
 from judging.evidence import Evidence
+from registry.models import PortState
 workflow.plan_port = lambda *_: "nothing"
 workflow.choose = lambda *_: Choice()
 workflow.make = lambda *_: {}
 workflow.measure = lambda *_: Evidence()
-workflow.publish = lambda *_: Published("", "http://nowhere")
+nowhere = Delivered(Published("", "http://nowhere"), PortState.ASKED, "Nothing was done.")
+workflow.publish = lambda *_: nowhere
 main()
 """
 

@@ -14,7 +14,15 @@ from bot.manners import Hold
 from bot.workflow import NOTICES, SHARDS, VERSION, Bot
 from registry.following import unclassified_releases
 from registry.models import Port, PortState, now
-from registry.ports import LOST, due_ports, grouped, move_port, overtaken, update_port
+from registry.ports import (
+    LOST,
+    due_ports,
+    grouped,
+    move_port,
+    overtaken,
+    pushed_once,
+    update_port,
+)
 from registry.scene import paused
 
 RELEASES, PORTS, PUSHES = "releases", "ports", "pushes"
@@ -78,6 +86,8 @@ def _ready(session: Session, at: datetime, state: PortState) -> list[tuple[str, 
     """(key, attempt) of the ports in `state` that nothing holds; the others say what does."""
     ready, due = [], due_ports(session, state, at)
     newer, groups = overtaken(session, due), {}
+    for key in pushed_once(session, newer):  # the push finds out what there is of it, and ends it
+        del newer[key]
     if state == PortState.JUDGED:
         groups = grouped(session, due)
     for port in due:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from bot.content import Content
 from bot.context import PORT_TITLE, Context, Job
 from bot.hub import PULL_REQUEST, HubRepo, Published, PullRequest
-from bot.targets import check_order, ports_to
+from bot.targets import check_order, newer, ports_to
 from judging.arms import ARMS, figure
 from judging.evidence import Evidence
 from porting.errors import PortllmError
@@ -70,6 +70,8 @@ def close_open(
 ) -> None:
     """Close what is open of ours, but for the one at `but`. That is no no."""
     others = [each for each in _ours(context, job, target) if each.is_open and each.url != but]
+    with context.database.session() as session:  # a late one leaves those to newer releases alone
+        others = [each for each in others if newer(session, job, _title(each)) is None]
     if others:
         _supersede(context, job, f"{job.new_repo}@{job.new_sha[:7]} took its place.")
     for each in others:
@@ -186,6 +188,8 @@ def _asked(session: Session, job: Job) -> list[Port]:
 def _supersede(context: Context, job: Job, reason: str) -> None:
     with context.database.session() as session:
         for port in _asked(session, job):
+            if newer(session, job, port.key) is not None:
+                continue
             update_port(session, port.key, state=PortState.SUPERSEDED, reason=reason)
             note(session, port.key, reason)
 

@@ -50,12 +50,14 @@ def check_order(context: Context, job: Job, there: HubRepo) -> None:
     if lock.NAME not in there.files():
         return
     with context.database.session() as session:
-        standing = session.get(Port, lock.read(there).key)
-        ours = session.get(Port, job.key)
-        if (
-            standing is not None
-            and ours is not None
-            and standing.subscription_id == ours.subscription_id
-            and standing.release_id > ours.release_id
-        ):
+        standing = newer(session, job, lock.read(there).key)
+        if standing is not None:
             raise Overtaken(f"{standing.key}, to {standing.release.name}, was there before it.")
+
+
+def newer(session: Session, job: Job, key: str | None) -> Port | None:
+    """The port `key`, if it is the same subscription's as the job, to a newer release."""
+    port, ours = session.get(Port, key or ""), session.get(Port, job.key)
+    if port is None or ours is None or port.subscription_id != ours.subscription_id:
+        return None
+    return port if port.release_id > ours.release_id else None

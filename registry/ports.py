@@ -1,7 +1,7 @@
 """Ports: begun once per subscription and release, and the log of what became of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -116,6 +116,12 @@ def overtaken(session: Session, ports: list[Port]) -> dict[str, Release]:
         if release.id > port.release_id
         and (release.base.rule != Rule.TREE or release.repo == port.release.repo)
     }
+
+
+def pushed_once(session: Session, keys: Iterable[str]) -> set[str]:
+    """Of these ports, those whose push was begun: some of it may be on the Hub."""
+    begun = select(Event.port_key).where(Event.port_key.in_(keys), Event.step == "publish")
+    return set(session.scalars(begun))
 
 
 def grouped(session: Session, ports: list[Port]) -> dict[tuple[int, str], list[Port]]:

@@ -1,6 +1,7 @@
 """Asking by a pull request: one per target, brought up to date; a person's no is remembered."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 from bot import controls
 from bot.classify import classify_release
+from bot.dispatch import _ready
+from bot.failure import fail_port
 from bot.hub import HubRepo
 from bot.requests import follow_up
 from bot.stops import Overtaken
@@ -15,7 +18,7 @@ from bot.targets import ports_to
 from localhub.server import Server
 from patch_cards import lock
 from porting.errors import HubError
-from registry.models import PortState, Release, Subscription
+from registry.models import PortState, Release, Subscription, now
 from tests.judged import PATCH, Judged, Killed
 
 
@@ -286,3 +289,24 @@ def test_a_tag_that_the_hub_did_not_tell_of_yet_is_no_refusal(judged: Judged, ta
         judged.publisher.tag(target, tag, port.published_sha or "")
     judged.publisher.tag(target, tag, port.published_sha or "")
     assert judged.context.hub.tags(target) == {tag: port.published_sha}
+
+
+def test_what_was_pushed_before_a_newer_port_came_is_recorded_not_superseded(
+    judged: Judged, target: str
+) -> None:
+    into = judged.subscribe(target)
+    older = judged.judge(into, "publish")
+    judged.publisher.lives = 1  # it dies once it has committed
+    with pytest.raises(Killed):
+        judged.bot.publish(older, 1, {})
+    assert fail_port(judged.context, older, 1, "theirs", "The Hub is down.")
+    newer = judged.judge(into)
+    judged.publish(newer)
+    with judged.context.database.session() as session:
+        ready = _ready(session, now() + timedelta(days=2), PortState.JUDGED)
+    assert older in {key for key, _ in ready}
+    judged.publish(older)
+    assert judged.read(older).state == PortState.PUBLISHED
+    assert judged.read(newer).state == PortState.ASKED
+    assert requests(judged, target) == [(1, "open")]
+    assert len(judged.context.hub.tags(target)) == 1
