@@ -38,8 +38,9 @@ def run(database: Database, world: World) -> None:
     numbers = [int(n) for n in draw.integers(world.sizes.patches, size=DRAWS) if (n + 1) % 50]
     patches = [patch_repo(int(world.owner[number]), number) for number in numbers]
     keys = _prepare(database, numbers)
-    popularity = np.argsort(-np.bincount(world.base, minlength=world.sizes.bases))
-    followed = [int(base) for base in popularity if base % 10 != 7 and base % 100 != 99]
+    followers = np.bincount(world.base, minlength=world.sizes.bases)
+    popularity = [int(base) for base in np.argsort(-followers) if followers[base] > 9]
+    followed = [base for base in popularity if base % 10 != 7 and base % 100 != 99]
     bases = [base_repo(base) for base in followed[:: max(len(followed) // DRAWS, 1)]]
     first = bases[0]
     print("\n| page | KB | first ms | median ms | p99 ms | median of CPU |")
