@@ -184,13 +184,13 @@ class Browse:
         keys: tuple[Any, ...] = (Port.published_at, Port.key)
         if patch:
             # Few are of it: SQLite must not read all that are in the state.
-            query = query.where(Patch.repo == patch)
-            keys = (Port.release_id, Port.subscription_id)
+            query, keys = query.where(Patch.repo == patch), (Port.release_id, Port.subscription_id)
             if state is not None:
                 query = query.where(func.lower(Port.state) == state)
         elif release is not None:
-            query = query.where(Port.release_id == release)
-            keys = (Port.subscription_id,)
+            query, keys = query.where(Port.release_id == release), (Port.subscription_id,)
+            if state is not None:
+                query = query.where(Port.state == state)
             if action:
                 query = query.where(Port.action == action)
         elif state is not None:
@@ -384,7 +384,7 @@ class Browse:
             sha=port.release.sha,
             to=job.get("to_repo", subscription.to_repo),
             form=job.get("form", subscription.form),
-            verdict=port.verdict["action"] if port.verdict else None,
+            verdict=port.action,
             reason=self._discreet(told(self._scene, port), subscription),
             due_at=port.due_at if port.state in PENDING else None,
         )

@@ -103,6 +103,12 @@ def test_what_is_counted_is_what_is_shown(web: TestClient, place: Furnished) -> 
         releases = web.get(f"/api/bases/{BASE}", headers=headers).json()["releases"]["items"]
         counts = [each["verdicts"] for each in releases if each["verdicts"].get("publish")]
         assert counts and all(each["publish"] == expected for each in counts)
+        for release in releases:
+            of = f"/api/ports?release={release['id']}"
+            passed = web.get(f"{of}&verdict=publish", headers=headers).json()["items"]
+            assert len(passed) == release["verdicts"].get("publish", 0)
+            failed = web.get(f"{of}&state=failed", headers=headers).json()["items"]
+            assert {each["state"] for each in failed} <= {"failed"}
         status = web.get("/api/status", headers=headers).json()
         assert status["counts"]["failed"] == len(status["failed"]) == expected - 1
         assert bool(status["worker_names"]) == (expected == 2)
