@@ -136,6 +136,6 @@ def _known(files: Mapping[str, str]) -> "Config":
 
 def _installed() -> None:
     try:
-        import model_signing  # noqa: F401
+        import model_signing  # noqa: F401  # whether it can be, with all that it needs
     except ImportError as error:
         raise UsageError("Signatures need model-signing: pip install 'portllm[sign]'") from error

@@ -3,9 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Engine, create_engine, event, func, inspect, select, text
+from sqlalchemy import (
+    CursorResult,
+    Engine,
+    Update,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 
@@ -31,6 +41,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def changed(session: Session, statement: Update) -> int:
+    """How many rows it changed."""
+    return cast(CursorResult[Any], session.execute(statement)).rowcount
 
 
 def _is_newest(engine: Engine) -> bool:

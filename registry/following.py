@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import String, and_, cast, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from registry.database import changed
 from registry.models import Base, Release, Rule, Subscription, now
 
 # How long a commit that was left before has to stand before it is believed to be back.
@@ -96,7 +97,7 @@ def observe(session: Session, base_id: int, heads: list[Head]) -> list[Release]:
     if head.sha != was.sha and not _believed(session, base, head):
         return []
     here = (Base.head_repo == was.repo, Base.head_ref == was.ref, Base.head_sha == was.sha)
-    moved = session.execute(
+    moved = (
         update(Base)
         .where(Base.id == base.id, *here)
         .values(
@@ -109,7 +110,7 @@ def observe(session: Session, base_id: int, heads: list[Head]) -> list[Release]:
         )
         .execution_options(synchronize_session="fetch")
     )
-    if moved.rowcount != 1 or head.sha == was.sha:  # type: ignore[attr-defined]
+    if changed(session, moved) != 1 or head.sha == was.sha:
         return []
     release = _release(base, was, head)
     release.seen_at = _seen_at(session, base_id)

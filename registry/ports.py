@@ -9,6 +9,7 @@ from sqlalchemy import Insert, Select, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, defer, joinedload
 
+from registry.database import changed
 from registry.models import Event, Patch, Port, PortState, Release, Rule, Score, Subscription, now
 
 SETTLED = (PortState.PUBLISHED, PortState.ASKED, PortState.REJECTED)
@@ -83,12 +84,12 @@ def update_port(session: Session, key: str, **changes: Any) -> Port:
 
 def move_port(session: Session, key: str, before: PortState, after: PortState, why: str) -> bool:
     """Put the port from the one state into the other, unless it has left the one meanwhile."""
-    moved = session.execute(
+    moved = (
         update(Port)
         .where(Port.key == key, Port.state == before)
         .values(state=after, reason=why, updated_at=now())
     )
-    return bool(moved.rowcount)  # type: ignore[attr-defined]
+    return bool(changed(session, moved))
 
 
 def overtaken(session: Session, ports: list[Port]) -> dict[str, Release]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from registry.database import changed
 from registry.models import Control, Worker, now
 
 WATCHER = "watcher"
@@ -35,8 +36,7 @@ def beat(session: Session, worker: str, limit: timedelta, traffic: Mapping[str, 
     """
     at = clock(session)
     alive = update(Worker).where(Worker.id == worker, Worker.pulse_at > at - limit)
-    told = session.execute(alive.values(pulse_at=at, traffic=dict(traffic)))
-    return bool(told.rowcount)  # type: ignore[attr-defined]
+    return bool(changed(session, alive.values(pulse_at=at, traffic=dict(traffic))))
 
 
 def traffic_of(session: Session, limit: timedelta) -> dict[str, dict[str, int]]:

@@ -59,15 +59,15 @@ def main(part: Part, environment: dict[str, str], reached: Event) -> None:
     logging.basicConfig(level=logging.INFO, format=f"{os.getpid()} %(asctime)s %(message)s")
     for noisy in ("httpx2", "apscheduler", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    client.constants = SimpleNamespace(ENDPOINT=environment["HF_ENDPOINT"])  # type: ignore[assignment]
-    Settings.worker = environment["WORKER"]  # type: ignore[assignment]
+    client.constants = SimpleNamespace(ENDPOINT=environment["HF_ENDPOINT"])
+    Settings.worker = environment["WORKER"]
     workers.LIMIT = run.LIMIT = timedelta(seconds=part.limit)
     run.TURN_SECONDS = run.TIDY_SECONDS = 0.5
     workflow.VERSION = recovery.VERSION = dispatch.VERSION = part.version
     failure.STEP.update(interval_seconds=0.05)
     sandbox.run = _computed
-    workflow.judge = lambda _, policy: Verdict(action=policy.unclear, reason="As it is.")  # type: ignore[assignment]
-    making.read_task = lambda patch, _: JUDGED if JUDGED in patch.repo else None  # type: ignore[assignment]
+    workflow.judge = lambda _, policy: Verdict(action=policy.unclear, reason="As it is.")
+    making.read_task = lambda patch, _: JUDGED if JUDGED in patch.repo else None
     if part.queues:
         configure = run.configure
         run.configure = lambda context: _listening(configure(context), part.queues)

@@ -10,7 +10,7 @@ FORKS = multiprocessing.get_context("forkserver")
 def forks(preload: str) -> ForkServerContext:
     """Where processes are forked from `preload`; a server of something else is ended before."""
     server = forkserver._forkserver
-    if server._preload_modules != [preload]:  # type: ignore[attr-defined]
-        server._stop()  # type: ignore[attr-defined]
+    if server._preload_modules != [preload]:
+        server._stop()
         FORKS.set_forkserver_preload([preload])
     return FORKS

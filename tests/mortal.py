@@ -93,11 +93,13 @@ def _mortal_step(*, name: str, **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-DBOS.step = _mortal_step  # type: ignore[assignment, method-assign]
+DBOS.step = _mortal_step
 _register_queue = DBOS.register_queue
 
 
-import judging.run  # noqa: E402 (the computing process's)
+# Only now (E402): the bot's workflows are defined with the step above. The first three are imported
+# (F401) for the computing process, which is forked from this one.
+import judging.run  # noqa: E402
 import porting.forecast  # noqa: E402
 import porting.stack  # noqa: E402, F401
 from bot import compute, dispatch, requests, run, sandbox  # noqa: E402
@@ -127,8 +129,8 @@ def live(life: Life, place: Place) -> None:
     if not life.fresh:
         Forked.life = life
         # It would start another one: only the first process knows that there is one.
-        forkserver._forkserver.ensure_running = _nothing  # type: ignore[method-assign]
-        sandbox.subprocess = SimpleNamespace(Popen=Forked, PIPE=None)  # type: ignore[attr-defined]
+        forkserver._forkserver.ensure_running = _nothing
+        sandbox.subprocess = SimpleNamespace(Popen=Forked, PIPE=None)
     constants.HF_HUB_DISABLE_XET = not life.xet
     context = open_context()
     death.where, death.left = life.where, life.number
@@ -156,7 +158,7 @@ def _move_in(place: Place) -> None:
         "TMPDIR": str(place.folder / "tmp"),
     }
     tempfile.tempdir = None
-    client.constants = SimpleNamespace(ENDPOINT=place.endpoint)  # type: ignore[assignment]
+    client.constants = SimpleNamespace(ENDPOINT=place.endpoint)
     constants.HF_HUB_CACHE = str(place.folder / "hf/hub")
     constants.HF_XET_CACHE = str(place.folder / "hf/xet")
 
@@ -167,10 +169,10 @@ def _hurry() -> None:
     dispatch.HELD, following.DOUBT, run.TIDY_SECONDS = WAIT, DOUBT, TIDY
     requests.SOONEST, requests.LATEST = WAIT, WAIT
     run.DISPATCH_SECONDS = POLL / 3
-    DBOS.register_queue = partial(_often, _register_queue)  # type: ignore[method-assign]
-    DBOS.destroy = _nothing  # type: ignore[method-assign]
+    DBOS.register_queue = partial(_often, _register_queue)
+    DBOS.destroy = _nothing
     quick = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds / 20, 0.2)))
-    backoff.time = quick  # type: ignore[assignment]
+    backoff.time = quick
 
 
 def _often(register: Any, *name: str, **options: Any) -> Any:
@@ -185,7 +187,7 @@ def _skew(seconds: float) -> None:
         def now(cls, tz: Any = None) -> Any:
             return datetime.now(tz) + timedelta(seconds=seconds)
 
-    models.datetime = Skewed  # type: ignore[misc, attr-defined]
+    models.datetime = Skewed
     right = time.time
     time.time = lambda: right() + seconds
 
@@ -217,8 +219,8 @@ def _name_boundaries(registry: Engine, folder: str) -> None:
         if disk.error and writes and not path.endswith(("history", "log")):
             raise OSError(disk.error, os.strerror(disk.error), path)
 
-    DefaultDialect.do_commit = mortal_commit  # type: ignore[method-assign]
-    httpx2.Client.send = mortal_send  # type: ignore[method-assign]
+    DefaultDialect.do_commit = mortal_commit
+    httpx2.Client.send = mortal_send
     sandbox.run = mortal_run
     sys.addaudithook(hook)
 
@@ -296,7 +298,7 @@ def computing(
     tempfile.tempdir = None
     sys.stdin, sys.stdout, sys.argv = os.fdopen(0), os.fdopen(1, "w"), ["bot.compute", order]
     if not real:
-        judging.run._answer, judging.run._look_closer = _canned, _nothing  # type: ignore[assignment]
+        judging.run._answer, judging.run._look_closer = _canned, _nothing
     if slain:
         _slay_after(slain)
     compute.main()

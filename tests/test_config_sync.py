@@ -422,7 +422,7 @@ def test_without_eval_nothing_is_measured_and_the_port_asks(files: Files) -> Non
     files.look()
     (found,) = files.subscribed(repo)
     release = SimpleNamespace(repo=BASE, sha=files.world.base_sha)
-    job = job_of(found, release)  # type: ignore[arg-type]
+    job = job_of(found, release)
     evidence = measure(files.context, job, Choice(), lambda *_: None)
     verdict = judge(evidence, job.judged_by)
     assert verdict.action == "ask" and "asks for no evaluation" in verdict.reason

@@ -142,7 +142,7 @@ def test_what_was_changed_is_named(
     )
     repo = tampered(judged, "stolen", target, {WEIGHTS: b"other"} | stolen)
     found = check(judged, repo, None)
-    assert found and not found.faults and found.key != check(judged, target, None).key  # type: ignore[union-attr]
+    assert found and not found.faults and found.key != check(judged, target, None).key
     found = check(judged, repo, public)
     assert found and "does not match the provided public key" in found.faults[0]
     repo = tampered(judged, "noise", target, {signing.NAME: b"{}"})

@@ -59,7 +59,7 @@ class Commands(TyperGroup):
         super().__init__(**attributes)
         self.commands = cast(Any, _Read())  # never written to
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # Typer's Context for Click's
         """`--quiet` counts wherever it stands."""
         if any(word in QUIET for word in args):
             args = [QUIET[0], *(word for word in args if word not in QUIET)]
