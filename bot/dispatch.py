@@ -85,6 +85,8 @@ def _moved(context: Context, key: str, before: PortState, why: str) -> None:
 def _ready(session: Session, at: datetime, state: PortState) -> list[tuple[str, int]]:
     """(key, attempt) of the ports in `state` that nothing holds; the others say what does."""
     ready, due = [], due_ports(session, state, at)
+    if not due:  # as nearly always, twice a second
+        return []
     newer, groups = overtaken(session, due), {}
     for key in pushed_once(session, newer):  # the push finds out what there is of it, and ends it
         del newer[key]
@@ -122,7 +124,7 @@ def _group_hold(port: Port, group: str, ports: list[Port]) -> Hold | None:
         return Hold(f"Judged; its group {group} waits for {names}.")
     lost = [other.subscription.patch.repo for other in others if other.state in LOST]
     assert port.verdict is not None
-    if lost and port.verdict["action"] == "publish":
+    if lost and port.action == "publish":
         reason = (
             f"{port.verdict['reason']} But of its group {group}, {', '.join(lost)} did not make it."
         )

@@ -115,7 +115,7 @@ def _ports(session: Session, at: datetime) -> Iterator[Metric]:
     yield _gauge("errors_last_hour", told, ("blame", "step"), errors.items())
 
     keys = select(Event.port_key).where(Event.id > since)
-    columns = (Port.state, Port.verdict["action"].as_string(), Port.published_at)
+    columns = (Port.state, Port.action, Port.published_at)
     touched = session.execute(select(*columns).where(Port.key.in_(keys))).all()
     states = Counter((str(state),) for state, _, _ in touched)
     verdicts = Counter((verdict,) for _, verdict, _ in touched if verdict is not None)

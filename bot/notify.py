@@ -114,7 +114,7 @@ def announcement(context: Context, key: str, attempt: int) -> tuple[dict[str, An
             "base": port.job["new_repo"],
             "release": port.job["new_sha"],
             "to": port.job["to_repo"],
-            "verdict": port.verdict["action"] if port.verdict else None,
+            "verdict": port.action,
             "reason": redact(port.reason)[:LONGEST],
             "url": port.url if port.state in (PortState.PUBLISHED, PortState.ASKED) else None,
             "at": now().isoformat(timespec="seconds"),

@@ -75,19 +75,21 @@ def run_forever(context: Context) -> None:
     or at the next start."""
     stop = _told_to_stop()
     with _launched(context) as running:
-        watch = _Watch(context, running.bot, Lookout(context, running.limiter))
+        watch = _Watch(context)
         watch.turn()
-        for job, seconds in (
-            (watch.turn, min(TURN_SECONDS, context.settings.poll_seconds)),
-            (watch.look, min(TURN_SECONDS, context.settings.poll_seconds)),
-            (watch.dispatch, DISPATCH_SECONDS),
-            (watch.recover, TIDY_SECONDS),
-            (watch.follow_up, TIDY_SECONDS),
-            (watch.audit, AUDIT_SECONDS),
-            (watch.look_for_configs, CONFIG_SECONDS),
-            (watch.show, context.settings.showcase_seconds),
+        settings, repeat = context.settings, partial(_repeat, running.scheduler)
+        soon = min(TURN_SECONDS, settings.poll_seconds)
+        repeat("turn", watch.turn, soon)
+        for name, job, seconds in (
+            ("look", Lookout(context, running.limiter).look_at_due, soon),
+            ("dispatch", partial(dispatch, context, running.bot), DISPATCH_SECONDS),
+            ("recover", partial(recover, context), TIDY_SECONDS),
+            ("follow up", partial(follow_up, context), TIDY_SECONDS),
+            ("audit", partial(audit, context), AUDIT_SECONDS),
+            ("look for configs", partial(look_for_configs, context), CONFIG_SECONDS),
+            ("show", partial(keep_current, context), settings.showcase_seconds),
         ):
-            _repeat(running.scheduler, job.__name__, job, seconds)
+            repeat(name, watch.only(job), seconds)
         stop.wait()
         running.end()
 
@@ -114,11 +116,9 @@ def followed(context: Context) -> list[int]:
 
 @dataclass
 class _Watch:
-    """What one process does for all: looks at the bases, and begins what is due."""
+    """Whether this process is the one that looks at the bases, and begins what is due, for all."""
 
     context: Context
-    bot: Bot
-    lookout: Lookout
     is_ours: bool = False
 
     def turn(self) -> None:
@@ -136,33 +136,14 @@ class _Watch:
         if ours:
             take_over(self.context)
 
-    def look(self) -> None:
-        if self.is_ours:
-            self.lookout.look_at_due()
+    def only(self, job: Callable[[], object]) -> Callable[[], None]:
+        """The job, done while it is this process that watches."""
 
-    def dispatch(self) -> None:
-        if self.is_ours:
-            dispatch(self.context, self.bot)
+        def done() -> None:
+            if self.is_ours:
+                job()
 
-    def recover(self) -> None:
-        if self.is_ours:
-            recover(self.context)
-
-    def follow_up(self) -> None:
-        if self.is_ours:
-            follow_up(self.context)
-
-    def audit(self) -> None:
-        if self.is_ours:
-            audit(self.context)
-
-    def look_for_configs(self) -> None:
-        if self.is_ours:
-            look_for_configs(self.context)
-
-    def show(self) -> None:
-        if self.is_ours:
-            keep_current(self.context)
+        return done
 
 
 def _repeat(

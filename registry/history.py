@@ -56,7 +56,7 @@ def history(session: Session, subscription_id: int, most: int = 20) -> list[Mome
             Port.job,
             Port.state,
             Port.url,
-            Port.verdict["action"],
+            Port.action,
             Port.evidence["looks"],
             Port.evidence["own"],
             Release.repo,

@@ -74,7 +74,7 @@ QUERIES: dict[str, Select[Any]] = {
         *(Release.repo.label("base"), Release.sha.label("base_sha")),
         Port.job["to_repo"].as_string().label("to_repo"),
         Port.state,
-        Port.verdict["action"].as_string().label("verdict"),
+        Port.action.label("verdict"),
         Port.verdict["reason"].as_string().label("reason"),
         Port.evidence[("forecast", "total", "ratio")].as_float().label("moved"),
         *(Port.url, Port.published_sha, Port.created_at, Port.published_at),
