@@ -5,12 +5,13 @@ The bot's steps are called as functions, which is what DBOS makes of them outsid
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.numpy import save
 
@@ -177,3 +178,18 @@ class Judged:
     def with_settings(self, **changes: Any) -> Context:
         settings = self.context.settings.model_copy(update=changes)
         return replace(self.context, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
+    folder = tmp_path_factory.mktemp("judged")
+    with Server(folder / "hub") as server:
+        made = Judged(server, folder)
+        yield made
+        made.context.database.close()
+
+
+@pytest.fixture
+def target(judged: Judged) -> str:
+    """A repo of this test's own."""
+    return judged.target()

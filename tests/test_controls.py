@@ -8,12 +8,12 @@ import pytest
 from bot import controls
 from bot.failure import AGAIN, fail_port, fail_release
 from bot.stops import Held
-from localhub.server import Server
 from porting.errors import UsageError
 from registry import following
 from registry.models import Port, PortState, Release, Subscription, now
 from registry.ports import update_port
 from tests.judged import BASE, Judged
+from tests.judged import judged as judged  # the fixture
 from tests.records import Records
 
 
@@ -22,15 +22,6 @@ def kept(tmp_path: Path) -> Iterator[Records]:
     made = Records(tmp_path)
     yield made
     made.database.close()
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
-    with Server(folder / "hub") as server:
-        made = Judged(server, folder)
-        yield made
-        made.context.database.close()
 
 
 def in_every_state(kept: Records) -> Iterator[tuple[int, PortState, str]]:

@@ -1,6 +1,5 @@
 """How a port comes into its repo: by commit, by branch or by request, as open as its inputs."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,26 +16,13 @@ from bot.publish import GATES, Access, access
 from bot.requests import follow_up
 from bot.subscribing import Wanted, begin, default_target
 from judging.evidence import Evidence, Measured
-from localhub.server import Server
 from patch_cards import lock
 from porting.errors import Refused
 from registry.models import PortState, Subscription
 from tests.judged import BASE, PATCH, Judged, Killed
+from tests.judged import judged as judged  # the fixture
+from tests.judged import target as target
 from tests.test_requests import comments, requests
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
-    with Server(folder / "hub") as server:
-        made = Judged(server, folder)
-        yield made
-        made.context.database.close()
-
-
-@pytest.fixture
-def target(judged: Judged) -> str:
-    return judged.target()
 
 
 def by(judged: Judged, target: str, delivery: Delivery) -> int:

@@ -29,6 +29,7 @@ from porting.errors import UsageError
 from registry.models import PortState, Subscription
 from registry.ports import events
 from tests.judged import PATCH, Judged
+from tests.judged import judged as judged  # the fixture
 
 SECRET = "T0SECRET/B0SECRET/" + "x" * 24
 
@@ -69,15 +70,6 @@ def mailbox() -> Iterator[Mailbox]:
         yield box
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
-    with Server(folder / "hub") as server:
-        made = Judged(server, folder)
-        yield made
-        made.context.database.close()
 
 
 def told(judged: Judged, *receivers: str, state: str = "rejected", managed: bool = False) -> str:

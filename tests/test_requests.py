@@ -1,6 +1,5 @@
 """Asking by a pull request: one per target, brought up to date; a person's no is remembered."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -15,26 +14,12 @@ from bot.hub import HubRepo
 from bot.requests import follow_up
 from bot.stops import Overtaken
 from bot.targets import ports_to
-from localhub.server import Server
 from patch_cards import lock
 from porting.errors import HubError
 from registry.models import PortState, Release, Subscription, now
 from tests.judged import PATCH, Judged, Killed
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
-    with Server(folder / "hub") as server:
-        made = Judged(server, folder)
-        yield made
-        made.context.database.close()
-
-
-@pytest.fixture
-def target(judged: Judged) -> str:
-    """A repo of this test's own."""
-    return judged.target()
+from tests.judged import judged as judged  # the fixture
+from tests.judged import target as target
 
 
 def requests(judged: Judged, repo: str) -> list[tuple[int, str]]:

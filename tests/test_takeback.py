@@ -1,26 +1,15 @@
 """Taking back what is on the Hub: the port before it, or a notice on its card."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from bot import controls, takeback
 from bot.hub import HubRepo
-from localhub.server import Server
 from patch_cards import lock
 from patch_cards.card import BEGIN
 from porting.errors import Refused, UsageError
 from registry.models import PortState
 from tests.judged import Judged, Killed
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
-    with Server(folder / "hub") as server:
-        made = Judged(server, folder)
-        yield made
-        made.context.database.close()
+from tests.judged import judged as judged  # the fixture
 
 
 @pytest.fixture
