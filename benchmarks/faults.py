@@ -29,7 +29,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from bot.controls import retry
+from bot.running.controls import retry
 from registry.models import Port, PortState
 from registry.ports import overtaken
 from tests.faulty import SUBSCRIBED, FaultyWorld, Life, Template, make_template

@@ -2,9 +2,10 @@
 
     python -m benchmarks.polling --bases 10000 --days 7
 
-The Hub and the time are simulated; the planner (`bot.cadence`) and the limiter (`bot.hub.limiter`)
-are the real ones. Beside them, on the same bases and changes: each base asked every five minutes,
-±10 %, by `model_info` and by a HEAD, as a bot does that knows nothing of quotas.
+The Hub and the time are simulated; the planner (`bot.watching.cadence`) and the limiter
+(`bot.hub.limiter`) are the real ones. Beside them, on the same bases and changes: each base asked
+every five minutes, ±10 %, by `model_info` and by a HEAD, as a bot does that knows nothing of
+quotas.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from bot.cadence import MAIN, PRICE, Cadence, Followed, Known, Room, plan_looks
 from bot.hub.limiter import WINDOW, Bucket, Limiter, Priority
+from bot.watching.cadence import MAIN, PRICE, Cadence, Followed, Known, Room, plan_looks
 from registry.models import Rule
 
 START = datetime(2027, 1, 1, tzinfo=UTC)

@@ -20,10 +20,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from benchmarks.polling import HEAD, START, TICK, Result, World, make_world
-from bot.cadence import MAIN, Cadence, Followed, Known, Room, plan_looks
 from bot.hub import Hub
 from bot.hub.limiter import Bucket, Limiter, Priority, install
 from bot.hub.lookups import look
+from bot.watching.cadence import MAIN, Cadence, Followed, Known, Room, plan_looks
 from localhub.limits import Limits
 from localhub.server import Server
 from porting.errors import PortllmError

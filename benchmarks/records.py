@@ -28,9 +28,9 @@ from sqlalchemy.orm import Session
 from benchmarks import records_pages
 from benchmarks.records_inputs import Sizes, World, base_repo, fill, owner_name, patch_repo, sha
 from bot.context import Context
-from bot.dispatch import _ready
-from bot.manners import Hold
-from bot.workflow import Bot
+from bot.running.dispatch import _ready
+from bot.running.manners import Hold
+from bot.running.workflow import Bot
 from porting import Change
 from registry import following, ports, records
 from registry.database import Database
@@ -136,7 +136,9 @@ def begin_ports(database: Database, release: int) -> None:
     """The whole step, but for what the Hub is asked: what changed since each settled commit."""
     bot = Bot(cast(Context, SimpleNamespace(database=database)))
     began = time.perf_counter()
-    with patch("bot.classify._change", return_value=Change("weights", "Other weights.", ())):
+    with patch(
+        "bot.watching.classify._change", return_value=Change("weights", "Other weights.", ())
+    ):
         bot.begin_ports(release, {"change": "weights"})
     seconds = time.perf_counter() - began
     with database.session() as session:
@@ -149,7 +151,7 @@ def due_ports(session: Session, _: object) -> object:
 
 
 def held(session: Session, _: object) -> object:
-    with patch("bot.dispatch.held", return_value=Hold("A test.")):
+    with patch("bot.running.dispatch.held", return_value=Hold("A test.")):
         return _ready(session, now(), PortState.WAITING)
 
 

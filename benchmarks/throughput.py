@@ -28,12 +28,12 @@ from sqlalchemy import func, select
 from benchmarks.inputs import make_adapter, make_base
 from bot.address import parse_repo
 from bot.context import Context
-from bot.follow import parse_follow
 from bot.hub import Hub, HubPublisher
-from bot.manners import Manners
 from bot.register import register
+from bot.running.manners import Manners
 from bot.settings import Settings
 from bot.subscribing import Wanted, begin
+from bot.watching.follow import parse_follow
 from localhub.server import Server
 from registry.database import Database
 from registry.models import Port, PortState
@@ -43,11 +43,11 @@ WORKERS = (1, 2, 4)
 LONG = 1800.0  # seconds after which a run has failed
 READY = ("Watching", "Working")
 NOTHING = """
-from bot import workflow
+from bot.running import workflow
 from bot.cli import main
 from bot.hub import Published
-from bot.publish import Delivered
-from bot.scale import Choice
+from bot.publishing.publish import Delivered
+from bot.making.scale import Choice
 from judging.evidence import Evidence
 from registry.models import PortState
 workflow.plan_port = lambda *_: "nothing"

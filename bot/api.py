@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from bot.verifying import Verification
+    from bot.trust.verify import Verification
     from porting import Plan
     from porting.plan import Policy
     from registry.models import Patch
@@ -51,7 +51,7 @@ def port(
         Refused: the patch can't be ported there.
     """
     from bot.cli.ports import check_out, make, read_inputs
-    from bot.sandbox import silent
+    from bot.making.sandbox import silent
 
     inputs = read_inputs(base, patch, as_, old, policy)
     check_out(inputs, Path(out))
@@ -104,8 +104,8 @@ def verify(port: str, public_key: Path | None = None) -> "Verification":
     """
     from bot.cli.sources import open_source
     from bot.hub import Hub, HubRepo
-    from bot.sandbox import silent
-    from bot.verifying import verify as verify_port
+    from bot.making.sandbox import silent
+    from bot.trust.verify import verify as verify_port
     from patch_cards import lock
     from porting.errors import UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bot.hub import Hub, HubRepo, Publisher
-from bot.inputs import Inputs, Wanted
+from bot.making.inputs import Inputs, Wanted
 from bot.settings import Settings
 from judging.policy import VerdictPolicy
 from porting.plan import Policy

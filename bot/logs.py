@@ -19,7 +19,7 @@ from urllib.parse import quote
 # What a line may be about: by its workflow, by `telling`, or as the `extra` of a single line.
 FIELDS = ("port", "attempt", "step", "release", "base")
 PORT = re.compile(r"\bport-[0-9a-f]{16}\b")
-# The ids that `bot.dispatch` gives to workflows, and DBOS to their children.
+# The ids that `bot.running.dispatch` gives to workflows, and DBOS to their children.
 WORK = re.compile(rf"(?:(?P<port>{PORT.pattern})|release-(?P<release>\d+))\.(?P<attempt>\d+)")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # may be a stranger's, for the terminal
 

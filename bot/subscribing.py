@@ -6,11 +6,11 @@ from typing import Any
 
 from bot.address import RepoAddress, parse_repo
 from bot.context import NAME, Context, Delivery
-from bot.follow import Follow, heads
 from bot.hub import Hub
-from bot.manners import Manners
 from bot.notify import parse
 from bot.register import check_wanted
+from bot.running.manners import Manners
+from bot.watching.follow import Follow, heads
 from patch_cards.licences import Licence, combine
 from porting.errors import UsageError
 from registry import following, records

@@ -1,6 +1,6 @@
 """Where the tensors that a patch changes lie in the base that it was trained on."""
 
-from porting.layout import FLOATS, TensorInfo, read_layout
+from porting.base.layout import FLOATS, TensorInfo, read_layout
 from porting.mapping import Parameters, Touch, map_updates
 from porting.source import Source, read_json
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from porting.adapter import CONFIG, WEIGHTS
-from porting.compare import Compared, Progress, raw
-from porting.deltas import DTYPES
+from porting.base.layout import TensorInfo
 from porting.errors import Refused
-from porting.layout import TensorInfo
+from porting.patch.adapter import CONFIG, WEIGHTS
 from porting.places import WAY_OUT, Place, Places
 from porting.source import Folder, read_json
-from porting.staging import staged
-from porting.writing import PREFIX, data, lora_config, tensor_file
+from porting.weights.compare import Compared, Progress, raw
+from porting.weights.deltas import DTYPES
+from porting.weights.staging import staged
+from porting.weights.writing import PREFIX, data, lora_config, tensor_file
 
 Rank = Callable[[torch.Tensor], int]  # of the shares of the energy that 1, 2, ... values hold
 

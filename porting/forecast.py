@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from porting.compare import Progress
+from porting.base.layout import TensorInfo
 from porting.counterparts import counterparts
-from porting.layout import TensorInfo
 from porting.mapping import Touch
-from porting.measure import Piece, Sums, measure
 from porting.merge import Port, deltas_of
 from porting.source import Folder
+from porting.weights.compare import Progress
+from porting.weights.measure import Piece, Sums, measure
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Figures:
         column_chance: rank / rows.
         lost: of the entries where dW is not 0, the share that rounding to the base's dtype leaves
             at W_new.
-        intruders: see `porting.intruders`; None for a tensor that is not looked at.
+        intruders: see `porting.weights.intruders`; None for a tensor that is not looked at.
     """
 
     delta: float

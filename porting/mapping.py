@@ -4,12 +4,12 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from porting.conversions import Loaded
+from porting.base.conversions import Loaded
+from porting.base.layout import FLOATS, Layout, TensorInfo
+from porting.base.parts import Part
 from porting.errors import Refused
-from porting.experts import CONV1D_LAYERS, arranged
-from porting.layout import FLOATS, Layout, TensorInfo
-from porting.parts import Part
-from porting.updates import Absolute, Addend, LoraPair, Operator, Update
+from porting.patch.experts import CONV1D_LAYERS, arranged
+from porting.patch.updates import Absolute, Addend, LoraPair, Operator, Update
 
 # Model types with CONV1D_LAYERS, whose weight is (in, out). Elsewhere the shape decides, and for
 # square weights the adapter's own config.

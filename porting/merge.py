@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porting.adapter import read_adapter
-from porting.blocks import Target, write_file
+from porting.base.layout import TensorInfo, read_layout
 from porting.errors import Refused, UsageError
-from porting.layout import TensorInfo, read_layout
 from porting.mapping import Touch
+from porting.patch.adapter import read_adapter
+from porting.patch.updates import Operator
 from porting.plan import Plan, plan
-from porting.rewrite import edited_files, header_with
 from porting.source import Folder
-from porting.staging import staged, sync
-from porting.updates import Operator
+from porting.weights.blocks import Target, write_file
+from porting.weights.rewrite import edited_files, header_with
+from porting.weights.staging import staged, sync
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from porting.deltas import Deltas, Touches
+    from porting.weights.deltas import Deltas, Touches
 
 Progress = Callable[[int], object]
 Finished = Callable[[str], object]
@@ -82,7 +82,7 @@ def merge_all(
     finished: Finished = lambda _: None,
 ) -> list[dict[str, str]]:
     """`merge` for several patches on one base, which is read once; the same bytes as one by one."""
-    from porting.deltas import one_thread
+    from porting.weights.deltas import one_thread
 
     merger = Merger(ports, base, hashed)
     keep = [*merger.files, *map(_marker, merger.files)]
@@ -177,7 +177,7 @@ def _stat(path: Path) -> tuple[str, int, int]:
 
 def deltas_of(port: Port, base: Folder) -> "Deltas":
     """What makes the delta of every touch; Refused if the patch holds NaN or an infinity."""
-    from porting.deltas import Deltas, check_finite
+    from porting.weights.deltas import Deltas, check_finite
 
     patch = Folder(port.patch)
     found = read_adapter(patch)

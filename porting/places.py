@@ -7,10 +7,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from porting.conversions import Loaded
+from porting.base.conversions import Loaded
+from porting.base.layout import FLOATS, Layout, TensorInfo
+from porting.base.loaded import empty_model
 from porting.errors import Refused
-from porting.layout import FLOATS, Layout, TensorInfo
-from porting.loaded import empty_model
 
 WAY_OUT = "extract the full delta (--full)"
 

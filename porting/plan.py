@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from porting import files
-from porting.adapter import Adapter, read_adapter
+from porting.base.layout import Layout, TensorInfo, read_layout
+from porting.base.quantised import is_quantised
+from porting.base.vocabulary import compare_vocabularies
 from porting.errors import Refused
-from porting.layout import Layout, TensorInfo, read_layout
 from porting.mapping import Parameters, Touch, check_mergeable, map_updates
-from porting.quantised import is_quantised
+from porting.patch.adapter import Adapter, read_adapter
+from porting.patch.updates import Absolute, LoraPair, Operator, Update
 from porting.source import FileEntry, Source, read_json
 from porting.tying import untied_head
-from porting.updates import Absolute, LoraPair, Operator, Update
-from porting.vocabulary import compare_vocabularies
 
 Form = Literal["merged", "adapter"]
 Policy = Literal["reapply", "freeze"]

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from porting.deltas import DTYPES, converted_pair, load, oriented, slice_of
-from porting.layout import TensorInfo
-from porting.lora import is_safe_init
+from porting.base.layout import TensorInfo
 from porting.mapping import Touch
-from porting.peft_layer import PeftLayer
+from porting.patch.lora import is_safe_init
+from porting.patch.updates import Absolute, LoraPair, Operator
 from porting.plan import Plan
 from porting.source import Folder
-from porting.updates import Absolute, LoraPair, Operator
+from porting.weights.deltas import DTYPES, converted_pair, load, oriented, slice_of
+from porting.weights.peft_layer import PeftLayer
 
 
 def rebased_tensors(

@@ -5,12 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
-from porting.adapter import Adapter, read_adapter
 from porting.errors import Refused, UsageError
 from porting.files import TRAVEL, matches
+from porting.patch.adapter import Adapter, read_adapter
 from porting.plan import Plan, plan
 from porting.source import Folder, sha256
-from porting.staging import staged
+from porting.weights.staging import staged
 
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")

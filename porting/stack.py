@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from porting.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
-from porting.deltas import check_finite, load
 from porting.errors import Refused
+from porting.patch.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
+from porting.patch.updates import Addend, LoraPair
 from porting.source import Folder, sha256
-from porting.staging import staged
-from porting.updates import Addend, LoraPair
-from porting.writing import PREFIX, lora_config
+from porting.weights.deltas import check_finite, load
+from porting.weights.staging import staged
+from porting.weights.writing import PREFIX, lora_config
 
 HALVES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_HALVES = ("lora_embedding_A", "lora_embedding_B")

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from porting.adapter import DELTA_CONFIG
-from porting.compare import Compared, Progress
-from porting.deltas import DTYPES
-from porting.full import FORMAT, WEIGHTS
+from porting.patch.adapter import DELTA_CONFIG
+from porting.patch.full import FORMAT, WEIGHTS
 from porting.source import Folder
-from porting.staging import staged
-from porting.writing import data, tensor_file
+from porting.weights.compare import Compared, Progress
+from porting.weights.deltas import DTYPES
+from porting.weights.staging import staged
+from porting.weights.writing import data, tensor_file
 
 
 def extract_full(
     tuned: Path, base: Path, out: Path, address: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Write W_tuned - W_base of every tensor that changed to `out`, as `porting.full` reads it.
+    """Write W_tuned - W_base of every tensor that changed to `out`, for `porting.patch.full`.
 
     Differences are rounded to F32. Added to the base in float64 and rounded once, one that F32
     holds exactly gives the tuned value back to the bit. It does for bf16 and fp16 unless tuning

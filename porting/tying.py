@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from porting.base.layout import TensorInfo
+from porting.base.loaded import model_class
 from porting.errors import Refused
-from porting.layout import TensorInfo
-from porting.loaded import model_class
 from porting.mapping import Parameters, Touch, in_a_block, is_tied, vocabulary
-from porting.updates import Absolute, Addend
+from porting.patch.updates import Absolute, Addend
 
 
 def untied_head(touches: tuple[Touch, ...], base: Parameters) -> TensorInfo | None:

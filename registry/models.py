@@ -180,8 +180,8 @@ class Subscription(Record):
     `notify` says who hears of them; `managed` that the patch's own portllm.yaml asks for it.
     `policy` is what a patch of class C means on a new base, null for every other one;
     `verdict_policy` what a port has to prove, null for the defaults; `manners` when ports are made
-    (`bot.manners`), `group_name` the group of these. It started at `from_repo` at `from_sha`, and
-    is settled on the base of its last judged port.
+    (`bot.running.manners`), `group_name` the group of these. It started at `from_repo` at
+    `from_sha`, and is settled on the base of its last judged port.
     """
 
     __tablename__ = "subscriptions"

@@ -11,10 +11,10 @@ from pathlib import Path
 from dbos import DBOS
 
 from bot.context import Context
-from bot.dispatch import RELEASES, dispatch, register_queues
 from bot.hub import Hub, HubPublisher
+from bot.running.dispatch import RELEASES, dispatch, register_queues
+from bot.running.workflow import Bot, configure
 from bot.settings import Settings
-from bot.workflow import Bot, configure
 from registry.database import Database
 
 CAP, ROUNDS = 2, 5

@@ -19,13 +19,15 @@ from typing import Any
 
 from dbos import DBOS
 
-from bot import compute, dispatch, failure, making, recovery, run, sandbox, workers, workflow
 from bot.cli.sources import open_context
 from bot.hub import HubPublisher, client
+from bot.making import compute, sandbox
+from bot.making import make as making
+from bot.running import dispatch, failure, recovery, run, workers, workflow
 from bot.settings import Settings
 from judging.verdict import Verdict
 
-import_module("porting.deltas")  # torch: not in the middle of something, by each member
+import_module("porting.weights.deltas")  # torch: not in the middle of something, by each member
 JUDGED = "judged"  # in the name of a patch: the whole of its port is made, as if it were measured
 
 

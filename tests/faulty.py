@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from bot.address import parse_repo
 from bot.context import Context
-from bot.follow import parse_follow
 from bot.hub import Hub, HubPublisher
-from bot.manners import Manners
 from bot.register import register
+from bot.running.manners import Manners
 from bot.settings import Settings
 from bot.subscribing import Wanted, begin
+from bot.watching.follow import parse_follow
 from localhub.app import create_app
 from localhub.server import Server
 from registry.database import Database

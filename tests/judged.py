@@ -17,8 +17,8 @@ from safetensors.numpy import save
 
 from bot.context import Context, job_of
 from bot.hub import Hub, HubPublisher
+from bot.running.workflow import Bot
 from bot.settings import Settings
-from bot.workflow import Bot
 from judging.evidence import Evidence
 from judging.verdict import Verdict
 from localhub.server import Server

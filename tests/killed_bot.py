@@ -5,9 +5,9 @@ import signal
 import sys
 from typing import Any
 
-from bot import workflow
 from bot.cli.sources import open_context
-from bot.run import run_once
+from bot.running import workflow
+from bot.running.run import run_once
 
 
 def main(step: str) -> None:

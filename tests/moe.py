@@ -9,11 +9,11 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
-from porting.adapter import read_adapter
-from porting.layout import read_layout
+from porting.base.layout import read_layout
 from porting.mapping import Parameters, Touch, map_updates
+from porting.patch.adapter import read_adapter
+from porting.patch.updates import LoraPair
 from porting.source import Folder, read_json
-from porting.updates import LoraPair
 from tests.tiny import tensors_of
 
 Tensors = dict[str, torch.Tensor]

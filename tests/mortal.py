@@ -33,7 +33,7 @@ from huggingface_hub import HfApi, constants
 from sqlalchemy import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
-from bot import failure
+from bot.running import failure
 
 failure.STEP.update(interval_seconds=0.05)
 _step = DBOS.step
@@ -102,9 +102,11 @@ _register_queue = DBOS.register_queue
 import judging.run  # noqa: E402
 import porting.forecast  # noqa: E402
 import porting.stack  # noqa: E402, F401
-from bot import compute, dispatch, requests, run, sandbox  # noqa: E402
 from bot.cli.sources import open_context  # noqa: E402
 from bot.hub import client  # noqa: E402
+from bot.making import compute, sandbox  # noqa: E402
+from bot.publishing import requests  # noqa: E402
+from bot.running import dispatch, run  # noqa: E402
 from registry import following, models  # noqa: E402
 from tests.faulty import Life, Place, edit_card  # noqa: E402
 from tests.forks import FORKS  # noqa: E402
@@ -248,7 +250,7 @@ class MortalPublisher:
 
 
 class Forked:
-    """Stands for `subprocess.Popen` of `bot.compute`: forked, it has no imports to wait for.
+    """Stands for `subprocess.Popen` of `bot.making.compute`: forked, it has no imports to wait for.
 
     Its standard streams are pipes as well, and it ends when the one that it reads does.
     """
@@ -289,14 +291,14 @@ class Forked:
 def computing(
     real: bool, slain: int, order: str, env: dict[str, str], *streams: Connection
 ) -> None:
-    """`python -m bot.compute ORDER`, in a process that was forked."""
+    """`python -m bot.making.compute ORDER`, in a process that was forked."""
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None
-    sys.stdin, sys.stdout, sys.argv = os.fdopen(0), os.fdopen(1, "w"), ["bot.compute", order]
+    sys.stdin, sys.stdout, sys.argv = os.fdopen(0), os.fdopen(1, "w"), ["bot.making.compute", order]
     if not real:
         judging.run._answer, judging.run._look_closer = _canned, _nothing
     if slain:

@@ -6,8 +6,8 @@ from typing import Any
 
 from bot.context import Context
 from bot.hub import Hub, HubPublisher
+from bot.running.workflow import Bot
 from bot.settings import Settings
-from bot.workflow import Bot
 from registry import following, records
 from registry.database import Database
 from registry.following import Head

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bot import audit as looks
-from bot.audit import APART, AUDIT, THERE, audit
+from bot.trust import audit as looks
+from bot.trust.audit import APART, AUDIT, THERE, audit
 from localhub.server import Server
 from registry.models import Event, Patch, PortState, Subscription, now
 from registry.ports import events

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.polling import DAY, Bot, make_world
-from bot.cadence import JITTER, PRICE, PRICE_KEPT, Cadence, Followed, Known, Room, plan_looks
 from bot.hub.limiter import Bucket
+from bot.watching.cadence import (
+    JITTER,
+    PRICE,
+    PRICE_KEPT,
+    Cadence,
+    Followed,
+    Known,
+    Room,
+    plan_looks,
+)
 from registry.models import Rule
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)

@@ -33,7 +33,7 @@ from patch_cards.patch_card import PatchFacts
 from patch_cards.patch_card import render as render_patch
 from porting import Adapter, Layout, TensorInfo
 from porting.errors import Refused
-from porting.updates import Absolute
+from porting.patch.updates import Absolute
 
 OLD, NEW, NEWER, PATCH_SHA = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 

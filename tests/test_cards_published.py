@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from bot import takeback
+from bot.trust import takeback
 from judging.evidence import Evidence, Measured
 from localhub.server import Server
 from patch_cards.chart import NAME

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bot import takeback
 from bot.hub import HubRepo
-from bot.verifying import HOME, check_claims
+from bot.trust import takeback
+from bot.trust.verify import HOME, check_claims
 from judging.evidence import Evidence, Measured
 from judging.policy import VerdictPolicy
 from judging.verdict import judge
@@ -95,7 +95,7 @@ def test_a_card_with_its_owners_words_is_what_the_evidence_says(published: Publi
 def known_facts(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
     """The Hub is asked for what the card shows just once."""
     kept = []
-    module = import_module("bot.verifying")  # `bot` has a function of that name
+    module = import_module("bot.trust.verify")  # `bot` has a function of that name
     real = module.card_facts
 
     def once(*args: Any, **named: Any) -> Any:

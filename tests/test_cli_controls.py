@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.requests import follow_up
+from bot.publishing.requests import follow_up
 from localhub.server import Server
 from registry.models import PortState
 from tests.judged import BASE, PATCH, PORTED, Judged

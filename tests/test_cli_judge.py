@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bot import compute, sandbox
+from bot.making import compute, sandbox
 from localhub.server import Server
 from tests.test_sandbox import stand_in
 from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
@@ -43,8 +43,8 @@ def here(portllm: Portllm, monkeypatch: pytest.MonkeyPatch) -> Portllm:
     def run(job: dict[str, Any], report: Any = None, *_: Any) -> Any:
         return json.loads(json.dumps(WORK[job["do"]](job)))
 
-    monkeypatch.setattr("bot.sandbox.run", run)
-    monkeypatch.setattr("bot.compute.tell", lambda **_: None)
+    monkeypatch.setattr("bot.making.sandbox.run", run)
+    monkeypatch.setattr("bot.making.compute.tell", lambda **_: None)
     return portllm
 
 

@@ -17,9 +17,9 @@ from bot.config import discovery, onboarding
 from bot.config.discovery import AGAIN, look_for_configs
 from bot.config.schema import FILE
 from bot.context import job_of
-from bot.planning import check_asker
-from bot.scale import Choice
-from bot.validate import measure
+from bot.making.plan import check_asker
+from bot.making.scale import Choice
+from bot.making.validate import measure
 from judging.verdict import judge
 from localhub.server import Server
 from patch_cards import lock

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bot import controls
-from bot.failure import AGAIN, fail_port, fail_release
-from bot.stops import Held
+from bot.running import controls
+from bot.running.failure import AGAIN, fail_port, fail_release
+from bot.running.stops import Held
 from porting.errors import UsageError
 from registry import following
 from registry.models import Port, PortState, Release, Subscription, now

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from bot import takeback
 from bot.address import RepoAddress
 from bot.context import Delivery, Job, job_of, made_job
-from bot.follow import parse_follow
 from bot.hub import HubRepo
-from bot.manners import Manners
-from bot.publish import GATES, Access, access
-from bot.requests import follow_up
+from bot.publishing.publish import GATES, Access, access
+from bot.publishing.requests import follow_up
+from bot.running.manners import Manners
 from bot.subscribing import Wanted, begin, default_target
+from bot.trust import takeback
+from bot.watching.follow import parse_follow
 from judging.evidence import Evidence, Measured
 from patch_cards import lock
 from porting.errors import Refused

@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import select
 
 from bot.context import Context
-from bot.dry_run import DryRun, pushed, rehearsal
 from bot.hub import HubRepo
-from bot.workflow import Bot
+from bot.publishing.dry_run import DryRun, pushed, rehearsal
+from bot.running.workflow import Bot
 from localhub.server import Server
 from registry.database import Database
 from registry.models import Port, PortState, Record

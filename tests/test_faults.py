@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from benchmarks.faults import one_run
-from bot.controls import retry, retry_release
+from bot.running.controls import retry, retry_release
 from registry.models import Port, PortState
 from registry.records import active_subscriptions
 from registry.status import Status, status

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from bot.address import parse_repo
 from bot.context import Context, job_of
-from bot.follow import Follow, highest, parse_follow
 from bot.hub import Hub, HubPublisher
-from bot.manners import Manners
+from bot.running.manners import Manners
 from bot.settings import Settings
 from bot.subscribing import Wanted, begin
-from bot.watch import look
+from bot.watching.follow import Follow, highest, parse_follow
+from bot.watching.watch import look
 from localhub.server import Server
 from porting.errors import Refused, UsageError
 from registry import records

@@ -16,8 +16,8 @@ from sqlalchemy import select
 
 from bot import cli
 from bot.address import NAME, RepoAddress, parse_repo
-from bot.follow import parse_follow
 from bot.hub import Hub
+from bot.watching.follow import parse_follow
 from localhub.server import Server
 from porting.errors import UsageError
 from registry.database import Database, migrate

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from bot.context import Context
 from bot.hub import PULL_REQUEST, Hub, HubPublisher, HubRepo, StaleParent
 from bot.settings import Settings
-from bot.watch import look
+from bot.watching.watch import look
 from localhub.server import Server
 from porting import FileEntry
 from porting.errors import HubError, Refused

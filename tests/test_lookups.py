@@ -9,9 +9,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, set_client_factory
 from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_client_factory
 
-from bot.cadence import Cadence, Followed, Known, Looks, Room, plan_looks
 from bot.hub import Hub, NoRepo
 from bot.hub.lookups import Ask, head_by_resolver, heads_of_author, look
+from bot.watching.cadence import Cadence, Followed, Known, Looks, Room, plan_looks
 from localhub.server import Server
 from porting.errors import HubError, PortllmError, Refused
 from registry.following import Head

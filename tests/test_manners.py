@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bot.manners import MINUTE, Manners, hold, is_open, moment, next_opening
+from bot.running.manners import MINUTE, Manners, hold, is_open, moment, next_opening
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MOMENTS = st.datetimes(datetime(2024, 1, 1), datetime(2032, 1, 1), timezones=st.just(UTC))

@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 
 from bot.context import Context
 from bot.hub import Hub, HubPublisher
-from bot.metrics import registry_of
+from bot.running.metrics import registry_of
 from bot.serve.app import create_app
 from bot.settings import Settings
 from registry.database import Database

@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from porting import Folder, Refused, read_adapter
-from porting.patterns import Patterns
+from porting.patch.patterns import Patterns
 from tests import tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

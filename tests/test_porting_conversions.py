@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import core_model_loading as core
 
-from porting.conversions import Loaded
+from porting.base.conversions import Loaded
+from porting.base.layout import Layout, TensorInfo, read_layout
+from porting.base.loaded import empty_model
+from porting.base.parts import NotRowsError, Value, applied, parts_of, value_of
 from porting.errors import Refused
-from porting.layout import Layout, TensorInfo, read_layout
-from porting.loaded import empty_model
-from porting.parts import NotRowsError, Value, applied, parts_of, value_of
 from porting.source import Folder, read_json
 from tests.moe import (
     assert_equal,

@@ -14,12 +14,12 @@ from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import nn
 
+from porting.base.layout import TensorInfo, read_layout
 from porting.errors import Refused
-from porting.experts import DEFINED, parameters_of
-from porting.layout import TensorInfo, read_layout
 from porting.mapping import Parameters
+from porting.patch.experts import DEFINED, parameters_of
+from porting.patch.updates import Addend
 from porting.source import Folder, read_json
-from porting.updates import Addend
 from tests.moe import (
     FAMILIES,
     FUSED,

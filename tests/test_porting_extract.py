@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from porting import Folder, Refused, merge, plan, read_adapter
 from porting.extract import Rank, extract_lora, of_energy, of_rank
-from porting.writing import lora_config
+from porting.weights.writing import lora_config
 from tests import tiny
 from tests.families import load_family, save_family
 from tests.test_porting_full import NOWHERE, quiet

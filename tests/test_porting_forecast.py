@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from bot.cli.forecasting import print_forecast
 from porting import Folder, Port, Refused, merge, plan
 from porting.forecast import Forecast, forecast
-from porting.intruders import intruders
 from porting.subtract import extract_full
+from porting.weights.intruders import intruders
 from tests import moe, tiny
 from tests.world import Portllm
 

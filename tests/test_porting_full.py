@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from porting import Folder, Refused, merge, plan, read_adapter, repoint
+from porting.patch.updates import Addend
 from porting.subtract import extract_full
-from porting.updates import Addend
 from tests import tiny
 
 NOWHERE = {"base_model_name_or_path": None, "revision": None}

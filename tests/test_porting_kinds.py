@@ -13,13 +13,13 @@ from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
 
-from porting.adapter import read_adapter
+from porting.base.layout import Layout, TensorInfo
 from porting.errors import Refused
-from porting.kind_table import KINDS
-from porting.kinds import COMMON, read_kind
-from porting.layout import Layout, TensorInfo
+from porting.patch.adapter import read_adapter
+from porting.patch.kind_table import KINDS
+from porting.patch.kinds import COMMON, read_kind
+from porting.patch.updates import Absolute, Operator
 from porting.source import Folder
-from porting.updates import Absolute, Operator
 from tests.peft_kinds import ADDITIVE, OPERATORS, save_kind
 
 pytestmark = pytest.mark.filterwarnings(

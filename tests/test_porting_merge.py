@@ -356,8 +356,8 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     base = tiny.save_base(tmp_path / "base", shard_size="30KB", dtype=torch.bfloat16)
     patch = tiny.save_adapter(tmp_path / "patch", base)
     expected = run_merge(base, patch, tmp_path / "expected")
-    monkeypatch.setattr("porting.blocks.WORKERS", workers)
-    monkeypatch.setattr("porting.blocks.AHEAD", 0)
+    monkeypatch.setattr("porting.weights.blocks.WORKERS", workers)
+    monkeypatch.setattr("porting.weights.blocks.AHEAD", 0)
     assert run_merge(base, patch, tmp_path / "out") == expected
 
 

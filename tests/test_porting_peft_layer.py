@@ -15,13 +15,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from porting.adapter import Adapter, read_adapter
+from porting.base.layout import read_layout
 from porting.errors import Refused
-from porting.kinds import read_kind
-from porting.layout import read_layout
-from porting.peft_layer import PeftLayer
+from porting.patch.adapter import Adapter, read_adapter
+from porting.patch.kinds import read_kind
+from porting.patch.updates import Operator
 from porting.source import Folder
-from porting.updates import Operator
+from porting.weights.peft_layer import PeftLayer
 from tests.peft_kinds import ADDITIVE, OPERATORS, adapted, save_kind, tiny_model
 from tests.tiny import edit_json
 

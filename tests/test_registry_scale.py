@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from benchmarks.records_inputs import Sizes, World, fill, owner_name, patch_repo, target
 from bot.context import NAME
-from bot.controls import find_port
+from bot.publishing.targets import ports_to
+from bot.running.controls import find_port
 from bot.serve.interest import is_target
-from bot.targets import ports_to
 from registry import following, ports, records
 from registry.database import Database
 from registry.models import Base, Patch, Port, PortState, Release, Rule, Subscription, now

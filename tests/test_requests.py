@@ -6,14 +6,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from bot import controls
-from bot.classify import classify_release
-from bot.dispatch import _ready
-from bot.failure import fail_port
 from bot.hub import HubRepo
-from bot.requests import follow_up
-from bot.stops import Overtaken
-from bot.targets import ports_to
+from bot.publishing.requests import follow_up
+from bot.publishing.targets import ports_to
+from bot.running import controls
+from bot.running.dispatch import _ready
+from bot.running.failure import fail_port
+from bot.running.stops import Overtaken
+from bot.watching.classify import classify_release
 from patch_cards import lock
 from porting.errors import HubError
 from registry.models import PortState, Release, Subscription, now

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bot import sandbox
+from bot.making import sandbox
 from porting.errors import PortllmError, Refused
 from tests.tiny import raw_adapter, raw_base, save_adapter, save_base
 
@@ -24,7 +24,7 @@ job = json.loads(sys.argv[-1])
 {body}
 """
 SLEEPER = """
-from bot import compute
+from bot.making import compute
 
 def port(job):
     fcntl.flock(os.open(job["lock"], os.O_RDWR), fcntl.LOCK_EX)  # held until the process is gone
@@ -37,7 +37,7 @@ compute.main()
 """
 PARENT = """
 import sys
-from bot import sandbox
+from bot.making import sandbox
 
 sys.executable = sys.argv[1]
 sandbox.run({"do": "port", "lock": sys.argv[2]}, lambda *what: print(*what, flush=True))
@@ -88,7 +88,7 @@ seen = {"environment": dict(os.environ), "token": get_token(), "home": str(Path.
         "offline": constants.HF_HUB_OFFLINE}
 print(json.dumps({"result": seen}))
 """
-    monkeypatch.setattr("bot.sandbox.sys.executable", str(stand_in(tmp_path, body)))
+    monkeypatch.setattr("bot.making.sandbox.sys.executable", str(stand_in(tmp_path, body)))
     seen = sandbox.run({})
     assert seen["token"] is None and seen["offline"] is True
     assert SECRET not in json.dumps(seen) and str(home) not in json.dumps(seen)
@@ -153,7 +153,7 @@ def test_a_child_that_was_killed_or_said_nothing_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = stand_in(tmp_path, "os.kill(os.getpid(), 9)")
-    monkeypatch.setattr("bot.sandbox.sys.executable", str(program))
+    monkeypatch.setattr("bot.making.sandbox.sys.executable", str(program))
     with pytest.raises(PortllmError, match="ended by SIGKILL"):
         sandbox.run({})
     stand_in(tmp_path, "")
@@ -165,7 +165,7 @@ def test_what_a_library_prints_is_no_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = "print('loading ...'); print('[1]'); print('7'); print(json.dumps({'result': job}))"
-    monkeypatch.setattr("bot.sandbox.sys.executable", str(stand_in(tmp_path, body)))
+    monkeypatch.setattr("bot.making.sandbox.sys.executable", str(stand_in(tmp_path, body)))
     assert sandbox.run({"some": "job"}) == {"some": "job"}
 
 
@@ -187,7 +187,7 @@ def test_the_child_ends_when_its_parent_has_enough(
 ) -> None:
     lock = tmp_path / "lock"
     lock.touch()
-    monkeypatch.setattr("bot.sandbox.sys.executable", str(stand_in(tmp_path, SLEEPER)))
+    monkeypatch.setattr("bot.making.sandbox.sys.executable", str(stand_in(tmp_path, SLEEPER)))
 
     def enough(*_: object) -> None:
         assert locked(lock)

@@ -26,7 +26,7 @@ from bot.hub.webhooks import Watched, register
 from bot.serve import hints
 from bot.serve.hints import Hint, Hints, Topic
 from bot.serve.interest import followed_repos, is_target, touched
-from bot.watch import look
+from bot.watching.watch import look
 from localhub.server import Server
 from registry.models import Port, Release, Rule, Subscription
 from tests.serving import BASE, SECRET, TARGET, Served, event, hooks, until

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from bot.context import Context
-from bot.dry_run import rehearsal
 from bot.hub import Hub, HubPublisher
+from bot.publishing.dry_run import rehearsal
 from bot.settings import Settings
 from bot.showcase import collections, dataset, space
 from bot.showcase.show import keep_current, show, write

@@ -14,9 +14,9 @@ from huggingface_hub import snapshot_download
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bot import signing, takeback
 from bot.hub import HubRepo
-from bot.verifying import Signed, check_signature
+from bot.trust import signing, takeback
+from bot.trust.verify import Signed, check_signature
 from localhub.server import Server
 from patch_cards import lock
 from porting.errors import Refused, UsageError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from bot import controls
-from bot.dispatch import dispatch
+from bot.running import controls
+from bot.running.dispatch import dispatch
 from porting.errors import UsageError
 from registry import following, records
 from registry.models import Port, PortState, Release, Worker, now

@@ -29,7 +29,8 @@ XET = r"/v1/(xorbs|shards)"
 
 KILLED = """
 import os, signal, sys
-from bot import hub, journal
+from bot import hub
+from bot.publishing import journal
 from bot.cli import main
 owner, name, calls, when = sys.argv.pop(1).split(",")
 place = {"Journal": journal.Journal, "Publisher": hub.HubPublisher}[owner]

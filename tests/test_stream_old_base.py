@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from bot.context import Job, made_job
 from bot.hub import Hub, HubPublisher
-from bot.making import make_in
-from bot.remote import Remote
-from bot.sandbox import silent
-from bot.stream import publish_streamed
+from bot.making.make import make_in
+from bot.making.remote import Remote
+from bot.making.sandbox import silent
+from bot.publishing.stream import publish_streamed
 from localhub.server import Server
 from porting.errors import Refused, UsageError
 from tests.tiny import save_adapter, save_base
@@ -83,7 +83,7 @@ def pushed(server: Server, tmp_path: Path, kind: str) -> tuple[Hub, Job]:
 def test_it_is_what_the_whole_port_writes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("porting.layout.FIRST_READ", 1024)  # else it reads these files whole
+    monkeypatch.setattr("porting.base.layout.FIRST_READ", 1024)  # else it reads these files whole
     hub, job = pushed(server, tmp_path, kind)
     server.traffic.clear()
     trained = Remote(hub, job.patch_repo, job.patch_sha)
@@ -110,7 +110,7 @@ def test_without_room_for_a_shard_none_is_fetched(
 ) -> None:
     hub, job = pushed(server, tmp_path, "tokens")
     full = shutil.disk_usage(tmp_path)._replace(free=50_000)
-    monkeypatch.setattr("bot.shards.shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr("bot.publishing.shards.shutil.disk_usage", lambda _: full)
     server.traffic.clear()
     with pytest.raises(Refused, match="has 50,000 bytes free, and one shard and its port take up"):
         publish_streamed(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bot import controls, takeback
 from bot.hub import HubRepo
+from bot.running import controls
+from bot.trust import takeback
 from patch_cards import lock
 from patch_cards.card import BEGIN
 from porting.errors import Refused, UsageError

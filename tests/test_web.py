@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from bot.serve.app import create_app
-from bot.watch import _see
+from bot.watching.watch import _see
 from patch_cards.pages import Site
 from porting.errors import HubError
 from registry.history import Figure, Moment

@@ -17,11 +17,11 @@ from sqlalchemy import text
 
 from bot.context import Context
 from bot.hub import Hub, HubPublisher
-from bot.making import have_judged, is_made, ready
-from bot.run import work
-from bot.sandbox import silent
+from bot.making.make import have_judged, is_made, ready
+from bot.making.sandbox import silent
+from bot.running.run import work
+from bot.running.workers import sweep
 from bot.settings import Settings
-from bot.workers import sweep
 from localhub.server import Server
 from porting import Folder, merge, plan
 from porting.errors import PortllmError, UsageError
@@ -223,13 +223,13 @@ def test_what_comes_out_otherwise_than_judged_is_not_published(
     assert is_made(context, job, "adapter/a", judged)
     path("adapter/b").write_bytes(b"b")
     assert not is_made(context, job, "adapter/b", judged)
-    monkeypatch.setattr("bot.making._make", lambda *_: judged | {"adapter/b": "1" * 64})
+    monkeypatch.setattr("bot.making.make._make", lambda *_: judged | {"adapter/b": "1" * 64})
     with pytest.raises(PortllmError, match=r"not what was judged: adapter/b\."):
         ready(context, job, 1.0, judged, silent)
     made = []
-    monkeypatch.setattr("bot.making._make", lambda *_: made.append(judged) or judged)
+    monkeypatch.setattr("bot.making.make._make", lambda *_: made.append(judged) or judged)
     for is_judged in (False, True):  # it is made again on this machine for those who judge it
-        monkeypatch.setattr("bot.making._is_judged", lambda *_, is_judged=is_judged: is_judged)
+        monkeypatch.setattr("bot.making.make._is_judged", lambda *_, is_judged=is_judged: is_judged)
         have_judged(context, job, 1.0, judged, silent)
         assert bool(made) == is_judged
 

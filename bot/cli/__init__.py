@@ -13,7 +13,7 @@ import typer
 from bot import logs
 from bot.cli.lazy import QUIET, Commands
 from bot.cli.output import complaint, console
-from bot.machine import trouble
+from bot.running.machine import trouble
 from porting.errors import PortllmError
 
 app = typer.Typer(

@@ -38,8 +38,8 @@ def card(
 
     Example: portllm patch card me/tickets-lora --push
     """
-    from bot.describe import CARD
-    from bot.patch_page import describe_patch
+    from bot.publishing.describe import CARD
+    from bot.publishing.patch_page import describe_patch
 
     context, repo = open_context(), parse_repo(patch).repo
     target = context.publisher.state(repo)

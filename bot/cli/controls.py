@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
-from bot import controls, takeback
 from bot.address import parse_repo
 from bot.cli import completing
 from bot.cli.output import Json, message, print_json, print_table
 from bot.cli.sources import open_context
 from bot.cli.status import PANEL, PortName
+from bot.running import controls
+from bot.trust import takeback
 from porting.errors import UsageError
 from registry.models import Subscription
 

@@ -8,8 +8,8 @@ from sqlalchemy import make_url
 
 from bot.cli.output import Json, message, print_fields, print_json
 from bot.cli.sources import open_context, read_settings
-from bot.followed import heads
 from bot.hub.jobs import Deployment, deploy
+from bot.watching.followed import heads
 from porting.errors import Refused, UsageError
 
 app = typer.Typer(name="deploy", no_args_is_help=True)

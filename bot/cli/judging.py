@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from bot import trial
 from bot.cli.evidence import print_evidence
 from bot.cli.output import (
     WHERE,
@@ -22,10 +21,11 @@ from bot.cli.output import (
 from bot.cli.progress import progress
 from bot.cli.sources import old_base, open_context, open_source, read_policy, read_settings
 from bot.hub import Hub
-from bot.inputs import Inputs, Place, base_folder, patch_folder
-from bot.making import scaled
-from bot.planning import check_change
-from bot.sandbox import Report
+from bot.making import trial
+from bot.making.inputs import Inputs, Place, base_folder, patch_folder
+from bot.making.make import scaled
+from bot.making.plan import check_change
+from bot.making.sandbox import Report
 from judging.evidence import Evidence
 from judging.guard import guard
 from judging.policy import VerdictPolicy
@@ -65,7 +65,7 @@ def judge(
 
     Example: portllm judge me/tickets-lora --new HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    from bot.validate import SCORER  # SciPy takes a second to import
+    from bot.making.validate import SCORER  # SciPy takes a second to import
 
     hub, judged_by = Hub(), read_policy(verdict_policy)
     cache = read_settings().lm_eval

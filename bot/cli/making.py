@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from bot import sandbox
 from bot.cli.output import WHERE, Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.cli.sources import open_source
-from bot.files import base_files, patch_files
 from bot.hub import Hub, HubRepo
-from bot.inputs import Place
+from bot.making import sandbox
+from bot.making.files import base_files, patch_files
+from bot.making.inputs import Place
 from porting import FileEntry
 from porting.errors import UsageError
 
@@ -129,7 +129,7 @@ def _new(out: Path) -> Path:
 
 def _check_same(tuned: Place, base: Place) -> None:
     """Before anything is fetched."""
-    from porting.compare import check_same  # torch: seconds to import
+    from porting.weights.compare import check_same  # torch: seconds to import
 
     check_same(tuned, base)
 

@@ -8,19 +8,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bot import sandbox
 from bot.cli.forecasting import print_forecast
 from bot.cli.output import WHERE, Json, PolicyOption, message, print_fields, print_json, print_table
 from bot.cli.progress import progress
 from bot.cli.sources import old_base, open_source
 from bot.hub import Hub, HubRepo
-from bot.inputs import Inputs, Place, Wanted, needs_old_base
-from bot.sandbox import Report
+from bot.making import sandbox
+from bot.making.inputs import Inputs, Place, Wanted, needs_old_base
+from bot.making.sandbox import Report
 from judging.task import read_task
 from porting import Adapter, LoraPair, Plan, read_adapter
 from porting.errors import UsageError
+from porting.patch.updates import Operator
 from porting.plan import Policy
-from porting.updates import Operator
 
 PANEL = "Look at a patch, port it by hand"
 SHOWN = 20  # rows of a plan that a person is shown; --json has them all

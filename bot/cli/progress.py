@@ -14,7 +14,7 @@ from rich.progress import (
 )
 
 from bot.cli.output import console, message
-from bot.sandbox import Report
+from bot.making.sandbox import Report
 
 BYTES = ", bytes"  # how `what` ends where bytes are counted
 

@@ -12,9 +12,9 @@ from bot.cli.progress import progress
 from bot.cli.sources import open_context
 from bot.context import made_job
 from bot.hub import Hub
+from bot.making.remote import Remote
+from bot.publishing.stream import Publication, publish_streamed
 from bot.register import check_policy, trained_on
-from bot.remote import Remote
-from bot.stream import Publication, publish_streamed
 from porting import read_adapter
 from porting.errors import UsageError
 

@@ -6,7 +6,7 @@ import typer
 
 from bot.cli.output import message, print_table
 from bot.cli.sources import open_context
-from bot.dry_run import pushed, rehearsal
+from bot.publishing.dry_run import pushed, rehearsal
 from porting.errors import UsageError
 
 app = typer.Typer(name="bot", no_args_is_help=True)
@@ -41,7 +41,7 @@ def run(
 
     Example: portllm bot run --once
     """
-    from bot.run import run_forever, run_once  # SciPy and DBOS: not for every command
+    from bot.running.run import run_forever, run_once  # SciPy and DBOS: not for every command
 
     context = open_context()
     if dry_run and not once:
@@ -64,6 +64,6 @@ def worker() -> None:
 
     Example: portllm worker
     """
-    from bot.run import work  # SciPy and DBOS: not for every command
+    from bot.running.run import work  # SciPy and DBOS: not for every command
 
     work(open_context())

@@ -48,7 +48,7 @@ def serve(
         )
 
     from bot.hub.limiter import Limiter, install
-    from bot.requests import follow_up
+    from bot.publishing.requests import follow_up
     from bot.serve.app import Webhooks, create_app
     from bot.serve.app import serve as serve_app
 

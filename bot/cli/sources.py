@@ -18,8 +18,8 @@ from registry.database import Database
 if TYPE_CHECKING:  # not for the commands that only look into the registry: imported where needed
     from bot.context import Context
     from bot.hub import Hub, HubRepo
-    from bot.inputs import Place
-    from bot.manners import Manners
+    from bot.making.inputs import Place
+    from bot.running.manners import Manners
 
 
 def read_settings() -> Settings:
@@ -78,7 +78,7 @@ def read_policy(file: Path | None) -> VerdictPolicy:
 
 
 def read_manners(minimum_release_age: str, schedule: str | None, group: str | None) -> "Manners":
-    from bot.manners import Manners
+    from bot.running.manners import Manners
 
     given = {
         "minimum_release_age": minimum_release_age, "schedule": schedule, "group": group

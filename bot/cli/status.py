@@ -13,7 +13,7 @@ from bot.address import parse_repo
 from bot.cli import completing
 from bot.cli.output import Json, message, print_fields, print_json, print_table
 from bot.cli.sources import open_registry
-from bot.controls import STOPPABLE, find_port, way_on
+from bot.running.controls import STOPPABLE, find_port, way_on
 from judging.arms import ARMS, figure
 from judging.evidence import Evidence
 from porting.errors import UsageError

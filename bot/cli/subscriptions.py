@@ -19,8 +19,8 @@ from bot.cli.output import (
 )
 from bot.cli.sources import open_context, read_manners, read_policy
 from bot.context import Context, Delivery
-from bot.follow import parse_follow
 from bot.subscribing import Wanted, begin
+from bot.watching.follow import parse_follow
 from porting.plan import Policy
 from registry import records
 from registry.models import Subscription

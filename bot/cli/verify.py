@@ -10,8 +10,8 @@ from bot.cli.output import WHERE, Json, message, print_json, print_table
 from bot.cli.progress import progress
 from bot.context import ENGINE
 from bot.hub import Hub, HubRepo
-from bot.verifying import Signed
-from bot.verifying import verify as verify_port
+from bot.trust.verify import Signed
+from bot.trust.verify import verify as verify_port
 from patch_cards import lock
 
 

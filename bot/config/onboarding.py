@@ -11,12 +11,12 @@ from bot.address import RepoAddress
 from bot.config.schema import FILE
 from bot.config.sync import register_seen
 from bot.context import Context
-from bot.follow import Follow
 from bot.hub import PULL_REQUEST, HubRepo, PullRequest
 from bot.hub.tagged import commits
-from bot.inputs import Inputs
-from bot.planning import check_change
+from bot.making.inputs import Inputs
+from bot.making.plan import check_change
 from bot.subscribing import default_target
+from bot.watching.follow import Follow
 from patch_cards import lock
 from porting import classify
 from porting.errors import Refused

@@ -16,9 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from bot.address import parse_repo
 from bot.context import NAME, Delivery
-from bot.follow import parse_follow
-from bot.manners import SPAN, Manners, crontab
 from bot.notify import DISCUSSION, HOSTS
+from bot.running.manners import SPAN, Manners, crontab
+from bot.watching.follow import parse_follow
 from judging.policy import VerdictPolicy
 from patch_cards.harmless import LONGEST, check_harmless
 from porting.errors import UsageError

@@ -11,10 +11,10 @@ from sqlalchemy import select
 from bot.address import REPO, RepoAddress, parse_repo, plain
 from bot.config.schema import Entry
 from bot.context import Context
-from bot.follow import Follow, heads, parse_follow
 from bot.hub import HubRepo
 from bot.register import check_wanted, register
 from bot.subscribing import Wanted, begin, default_target
+from bot.watching.follow import Follow, heads, parse_follow
 from porting import read_adapter
 from porting.errors import Refused, UsageError
 from registry.configs import managed

@@ -9,10 +9,10 @@ from bot.doctor.database import check_database, check_file_system, sqlite_file
 from bot.doctor.finding import Finding, Level
 from bot.doctor.hub import ENDPOINT, Subscribed, check_hub
 from bot.doctor.machine import check_disk, check_libraries, check_privacy
-from bot.followed import heads, targets
 from bot.hub import Hub
 from bot.hub.account import token_file
 from bot.settings import Settings
+from bot.watching.followed import heads, targets
 
 __all__ = ["ENDPOINT", "Finding", "Level", "diagnose"]
 

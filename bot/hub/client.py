@@ -20,8 +20,8 @@ from huggingface_hub.utils import (
     http_backoff,
 )
 
-from bot.content import Traffic
 from bot.hub.errors import translated
+from bot.publishing.content import Traffic
 from judging.spec import HubFile
 from judging.task import LARGEST
 from patch_cards.licences import Licence

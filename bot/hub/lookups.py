@@ -13,10 +13,10 @@ from datetime import datetime
 from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-from bot.cadence import PRICE, Followed, Known, Looks
 from bot.hub.client import Hub
 from bot.hub.errors import translated
 from bot.hub.limiter import polling
+from bot.watching.cadence import PRICE, Followed, Known, Looks
 from porting.errors import PortllmError
 from registry.following import Head
 from registry.models import Rule

@@ -1,6 +1,6 @@
 """Writing to the Hub: the publishing interface, and the implementation that means it.
 
-`bot.dry_run` has the other one.
+`bot.publishing.dry_run` has the other one.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils._runtime import is_xet_available
 
-from bot.content import Content, Copied, Uploaded
 from bot.hub.client import Gated, Hub
 from bot.hub.errors import StaleParent, translated
 from bot.hub.repo import HubRepo, Nothing
+from bot.publishing.content import Content, Copied, Uploaded
 from porting.errors import HubError
 
 MAIN, PULL_REQUEST = "main", "new pull request"

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from bot import controls, takeback
 from bot.address import parse_repo
 from bot.context import Context
+from bot.running import controls
 from bot.serve.visitors import Visitors
 from bot.serve.web import Cursor, Id, Release, Repo, Text, found
+from bot.trust import takeback
 from porting.errors import UsageError
 from registry.models import Port, PortState, Subscription
 from registry.views import (

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bot.context import Context
-from bot.metrics import Outcomes, registry_of
+from bot.running.metrics import Outcomes, registry_of
 from bot.serve import api, errors, web
 from bot.serve.health import Readiness, healthz
 from bot.serve.hints import Hints

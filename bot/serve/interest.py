@@ -6,7 +6,7 @@ from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from bot.context import NAME
-from bot.follow import version
+from bot.watching.follow import version
 from registry.following import bases_touched, followed_bases
 from registry.models import Base, Port, PortState, Release, Rule, Subscription
 

@@ -7,7 +7,7 @@ from bot.context import Context
 from bot.hub.limiter import polling
 from bot.serve.hints import Hint, Look, Topic
 from bot.serve.interest import is_target, touched
-from bot.watch import look
+from bot.watching.watch import look
 from registry.models import Base
 
 FollowUp = Callable[[Context, str], object]  # of the pull requests of ours on a repo

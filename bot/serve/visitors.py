@@ -8,7 +8,7 @@ from fastapi import HTTPException, Request
 
 from bot.context import Context
 from bot.logs import redact
-from bot.memory import Memory
+from bot.running.memory import Memory
 from registry.browse import Browse
 from registry.views import StatusView
 

@@ -1,0 +1,1 @@
+"""A port up to its verdict: planned, made in the sandbox, judged."""

@@ -1,0 +1,1 @@
+"""The bot at work: its processes, durable workflows and queues, and what may stop them."""

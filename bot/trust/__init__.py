@@ -1,0 +1,1 @@
+"""What is checked after: verified by anybody, signed, audited, taken back."""

@@ -1,0 +1,1 @@
+"""The numbers: blocks of rows read, changed, measured and written."""
