@@ -31,7 +31,7 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
         pipeline_tag=facts.pipeline_tag,
         evaluation=task.record() if task else None,
         task=task.name if task else None,
-        private=facts.private,
+        private=facts.private or hub.facts(old.repo, old.sha).private,
     )
     with context.database.session() as session:
         return add_patch(session, patch)

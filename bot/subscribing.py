@@ -14,7 +14,6 @@ from bot.watching.follow import Follow, heads
 from patch_cards.licences import Licence, combine
 from porting.errors import UsageError
 from registry import following, records
-from registry.following import Head
 from registry.models import Release, Rule
 
 LONGEST = 96  # characters of a repo's name
@@ -68,7 +67,11 @@ def begin(context: Context, wanted: Wanted) -> int:
         record = records.find_patch(session, wanted.patch.repo, wanted.patch.revision)
         check_wanted(record, wanted.form, wanted.policy)
         licence = Licence(record.license)
-    _check_licences(context.hub, stands, licence, wanted.form)
+    is_tree = follow.rule == Rule.TREE
+    at = (follow.repo,) if is_tree else (stands[0].repo, stands[0].sha)
+    of_base = context.hub.facts(*at)
+    if not is_tree:  # of a tree it can't be told yet
+        combine(of_base.licence, licence, wanted.form)
     with context.database.session() as session:
         record = records.find_patch(session, wanted.patch.repo, wanted.patch.revision)
         base = following.follow(session, follow.rule, follow.repo, follow.ref, stands)
@@ -98,6 +101,9 @@ def begin(context: Context, wanted: Wanted) -> int:
                 )
             )
         session.flush()
+        base.private = of_base.private
+        if base.private:
+            records.hide(session, base.id)
         return subscription.id
 
 
@@ -108,12 +114,6 @@ def default_target(hub: Hub, patch: str, follow: Follow) -> str:
         return f"{hub.user}/{name}-on-{NAME}"
     base = re.sub(r"[\W_]*\*.*", "", follow.repo.partition("/")[2])
     return f"{hub.user}/{f'{name}-on-{base}'[:LONGEST].rstrip('-.')}"
-
-
-def _check_licences(hub: Hub, stands: list[Head], patch: Licence, form: str) -> None:
-    """Of a tree it can't be told yet."""
-    if len(stands) == 1:
-        combine(hub.facts(stands[0].repo, stands[0].sha).licence, patch, form)
 
 
 def _check_target(wanted: Wanted, to: str) -> None:

@@ -65,8 +65,9 @@ class Record(DeclarativeBase):
 class Patch(Record):
     """A patch at one commit, with its class (A to D) and the base commit it was trained on.
 
-    `task` names what its evaluation asks, null without one; `private` patches are shown to nobody.
-    What its published ports stand on was looked at last at `checked_at`.
+    `task` names what its evaluation asks, null without one; `private` patches are shown to nobody:
+    their repo, or a base of theirs, is private. What its published ports stand on was looked at
+    last at `checked_at`.
     """
 
     __tablename__ = "patches"
@@ -113,6 +114,7 @@ class Base(Record):
 
     A tree has no head: each fine-tune moves by itself, and stands where its last release was.
     A commit that it was at before is `doubted` at first: a Hub may answer with what was.
+    One that was seen to be `private` is shown to nobody, nor is a patch that follows it.
     """
 
     __tablename__ = "bases"
@@ -132,6 +134,7 @@ class Base(Record):
     doubted_sha: Mapped[str | None]
     doubted_at: Mapped[datetime | None]
     problem: Mapped[str | None]
+    private: Mapped[bool] = mapped_column(default=False)
 
 
 class Release(Record):

@@ -12,8 +12,11 @@ from registry.models import Base, Patch, Subscription, now
 def add_patch(session: Session, patch: Patch) -> Patch:
     """Record `patch`; the same repo and sha is recorded once, with its newest facts."""
     # What is private is the repo, at every commit.
+    follows = select(Subscription).join(Subscription.patch).join(Subscription.base)
+    closed = follows.where(Patch.repo == patch.repo, Base.private)
+    patch.private = bool(patch.private or session.scalars(closed.limit(1)).first())
     same = update(Patch).where(Patch.repo == patch.repo)
-    session.execute(same.values(private=bool(patch.private)))
+    session.execute(same.values(private=patch.private))
     known = session.scalar(select(Patch).where(Patch.repo == patch.repo, Patch.sha == patch.sha))
     if known is None:
         session.add(patch)
@@ -26,6 +29,13 @@ def add_patch(session: Session, patch: Patch) -> Patch:
             "Push the patch again if that record is wrong."
         )
     return known
+
+
+def hide(session: Session, base_id: int) -> None:
+    """Show nobody this base, which is private, nor the patches that follow it, or did."""
+    session.get_one(Base, base_id).private = True
+    follow = select(Patch.repo).join(Subscription).where(Subscription.base_id == base_id)
+    session.execute(update(Patch).where(Patch.repo.in_(follow)).values(private=True))
 
 
 def find_patch(session: Session, repo: str, revision: str | None = None) -> Patch:

@@ -15,11 +15,13 @@ from bot.hub import Hub, HubPublisher
 from bot.running.manners import Manners
 from bot.settings import Settings
 from bot.subscribing import Wanted, begin
+from bot.watching.classify import classify_release
 from bot.watching.follow import Follow, highest, parse_follow
 from bot.watching.watch import look
 from localhub.server import Server
 from porting.errors import Refused, UsageError
 from registry import records
+from registry.browse import Browse
 from registry.database import Database
 from registry.models import Base, Patch, Release, Rule, Subscription
 from registry.status import status
@@ -40,11 +42,13 @@ class Followed:
         self.context = Context(hub, HubPublisher(hub), Database(settings.registry_url), settings)
         self.first = self.push(BASE)
         with self.context.database.session() as session:
-            patch = Patch(
-                repo="owner/patch", owner="owner", sha="d" * 40, kind="LoRA", portability="A",
-                base_repo=BASE, base_sha=self.first, license=None, evaluation=None,
-            )  # fmt: skip
-            records.add_patch(session, patch)
+            records.add_patch(session, self.patch())
+
+    def patch(self) -> Patch:
+        return Patch(
+            repo="owner/patch", owner="owner", sha="d" * 40, kind="LoRA", portability="A",
+            base_repo=BASE, base_sha=self.first, license=None, evaluation=None,
+        )  # fmt: skip
 
     def push(self, repo: str, card: str = "---\nlicense: mit\n---\n", **facts: str) -> str:
         self.api.create_repo(repo, exist_ok=True)
@@ -151,6 +155,41 @@ def test_a_tree_brings_each_fine_tune_to_a_repo_of_its_own(followed: Followed) -
         (subscription,) = records.active_subscriptions(session)
         (release,) = session.query(Release).filter_by(repo="lab/nurse")
         assert job_of(subscription, release).to_repo == "owner/on-nurse"
+
+
+def test_nobody_is_shown_a_private_base_nor_a_patch_that_follows_it(followed: Followed) -> None:
+    database, api = followed.context.database, followed.api
+
+    def shown() -> tuple[list[str], list[str]]:
+        with database.session() as session:
+            seen = Browse(session)
+            return [p.repo for p in seen.patches().items], [b.repo for b in seen.bases().items]
+
+    def add_again() -> None:
+        with database.session() as session:
+            records.add_patch(session, followed.patch())
+
+    def closed(is_closed: bool) -> None:
+        api.update_repo_settings(BASE, private=is_closed)
+
+    base = followed.subscribe(BASE)
+    assert shown() == (["owner/patch"], [BASE])
+    closed(True)
+    followed.push(BASE, "2")
+    followed.look(base)
+    with database.session() as session:
+        release = session.query(Release).one().id
+    classify_release(followed.context, release)
+    assert shown() == ([], [])
+    add_again()
+    closed(False)
+    assert shown() == ([], [])  # until it is asked for anew
+    followed.subscribe(BASE)
+    add_again()
+    assert shown() == (["owner/patch"], [BASE])
+    closed(True)
+    followed.subscribe(BASE)
+    assert shown() == ([], [])
 
 
 def test_a_stale_answer_is_no_release(followed: Followed) -> None:

@@ -10,6 +10,7 @@ from bot.hub import HubRepo, Missing
 from porting import Change, classify
 from registry.following import settle, subscribers
 from registry.models import Release, Rule
+from registry.records import hide
 from registry.status import OWN, QUIET, UNREADABLE
 
 OURS = "PortLLM-Port:"  # how each commit of ours begins its last line
@@ -29,8 +30,11 @@ def classify_release(context: Context, release_id: int) -> Found:
     with context.database.session() as session:
         release = session.get_one(Release, release_id)
         old, new = _last_read(context, session, release), (release.repo, release.sha)
-        is_late = release.attempt > 1
+        base_id, is_late = release.base_id, release.attempt > 1
     message = context.hub.message(*new)
+    if context.hub.facts(*new).private:
+        with context.database.session() as session:
+            hide(session, base_id)
     # A merged pull request leaves its title only.
     if PORT_TITLE.match(message) or any(line.startswith(OURS) for line in message.splitlines()):
         return Found(OWN, "It is a port of ours.", old[1])

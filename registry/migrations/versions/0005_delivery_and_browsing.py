@@ -52,6 +52,9 @@ def upgrade() -> None:
     judged = sa.table("ports", sa.column("verdict", sa.JSON()), sa.column("action", sa.String()))
     op.execute(sa.update(judged).values(action=judged.c.verdict["action"].as_string()))
     op.add_column("workers", sa.Column("traffic", sa.JSON()))
+    op.add_column(
+        "bases", sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
     missed = sa.Column("missed", sa.Integer(), nullable=False, server_default="0")
     op.add_column("releases", missed)
     op.create_table(
@@ -70,6 +73,8 @@ def downgrade() -> None:
         releases.drop_column("missed")
     with op.batch_alter_table("workers") as workers:
         workers.drop_column("traffic")
+    with op.batch_alter_table("bases") as bases:
+        bases.drop_column("private")
     with op.batch_alter_table("ports") as ports:
         ports.drop_index("ix_ports_published_at_key")
         ports.drop_index("ix_ports_release_id_action_subscription_id")
