@@ -101,7 +101,6 @@ def run(database: Database, world: World) -> None:
         lambda s, _: _ready(s, now(), PortState.JUDGED))  # fmt: skip
     ask("how many ports are open, by state", open_ports)
 
-    ask("200 bases that are due", lambda s, _: following.due_bases(s, now(), 200))
     repos = [base_repo(int(base)) for base in draw.integers(sizes.bases, size=DRAWS)]
     ask("the bases that an event may concern", following.bases_touched, repos)
 

@@ -55,13 +55,6 @@ def is_followed(session: Session, base_id: int) -> bool:
     return bool(session.scalar(select(active)))
 
 
-def due_bases(session: Session, at: datetime, most: int) -> list[Base]:
-    """Followed bases that are to be looked at, the longest due first."""
-    active = exists().where(Subscription.base_id == Base.id, Subscription.ended_at.is_(None))
-    due = select(Base).where(Base.due_at <= at, active).order_by(Base.due_at)
-    return list(session.scalars(due.limit(most)))
-
-
 def followed_bases(session: Session) -> list[Base]:
     active = exists().where(Subscription.base_id == Base.id, Subscription.ended_at.is_(None))
     return list(session.scalars(select(Base).where(active).order_by(Base.id)))
@@ -226,11 +219,6 @@ def settle(session: Session, release: Release, old: tuple[str, str]) -> None:
         )
         .values(settled_repo=release.repo, settled_sha=release.sha)
     )
-
-
-def newest_release(session: Session, base_id: int) -> Release | None:
-    newest = select(Release).where(Release.base_id == base_id).order_by(Release.id.desc())
-    return session.scalars(newest.limit(1)).first()
 
 
 def unclassified_releases(session: Session, at: datetime | None = None) -> list[Release]:

@@ -52,10 +52,6 @@ def _if_new(session: Session) -> Insert:
     return postgresql.insert(Port).on_conflict_do_nothing()
 
 
-def ports_in(session: Session, *states: PortState) -> list[Port]:
-    return list(session.scalars(select(Port).where(Port.state.in_(states)).order_by(Port.key)))
-
-
 def due_ports(session: Session, state: PortState, at: datetime, most: int = 500) -> list[Port]:
     """Ports in `state` whose time has come, the longest due first, with what they are of."""
     chosen = (
@@ -142,13 +138,6 @@ def grouped(session: Session, ports: list[Port]) -> dict[tuple[int, str], list[P
     for port in session.scalars(chosen):
         found[port.release_id, port.subscription.group_name or ""].append(port)
     return found
-
-
-def newest_port(session: Session, subscription: Subscription) -> Port | None:
-    chosen = select(Port).where(
-        Port.subscription_id == subscription.id, Port.created_at >= subscription.created_at
-    )
-    return session.scalars(chosen.order_by(Port.release_id.desc()).limit(1)).first()
 
 
 def newest_ports(

@@ -93,13 +93,6 @@ def subscribe(
     return known
 
 
-def active_subscriptions(session: Session, base_id: int | None = None) -> list[Subscription]:
-    query = select(Subscription).where(Subscription.ended_at.is_(None)).order_by(Subscription.id)
-    if base_id is not None:
-        query = query.where(Subscription.base_id == base_id)
-    return list(session.scalars(query))
-
-
 def unsubscribe(session: Session, repo: str, to_repo: str | None) -> list[Subscription]:
     """End the active subscriptions of patch `repo` (only the one to `to_repo`, if given)."""
     mine = (

@@ -4,6 +4,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from bot.context import Context
 from bot.hub import Hub, HubPublisher
 from bot.running.workflow import Bot
@@ -77,3 +80,8 @@ class Records:
     def do(self, what: Any, *arguments: Any) -> Any:
         with self.database.session() as session:
             return what(session, *arguments)
+
+
+def active_subscriptions(session: Session) -> list[Subscription]:
+    active = select(Subscription).where(Subscription.ended_at.is_(None))
+    return list(session.scalars(active.order_by(Subscription.id)))

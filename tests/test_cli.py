@@ -239,6 +239,14 @@ def test_a_subscription_is_made_seen_and_ended(recorded: Portllm, world: World) 
     assert "portllm subscribe" in recorded.messages
 
 
+def test_whose_repo_is_not_ours_is_asked_and_we_are_told(recorded: Portllm, world: World) -> None:
+    token = world.server.add_user("stranger")
+    HfApi(world.server.endpoint, token).create_repo("stranger/theirs", exist_ok=True)
+    for to, is_ours in ((PORTED, True), ("stranger/theirs", False)):
+        recorded("subscribe", PATCH, "--follow", BASE, "--to", to)
+        assert ("by pull requests" in recorded.messages) != is_ours
+
+
 def trained(world: World, repo: str, **config: object) -> str:
     """The patch again, under another name, with another account of what it was trained on."""
     config_file = world.patch / "adapter_config.json"

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi
 from benchmarks.faults import one_run
 from bot.running.controls import retry, retry_release
 from registry.models import Port, PortState
-from registry.records import active_subscriptions
 from registry.status import Status, status
 from tests.faulty import BASE, PLAIN, SUBSCRIBED, FaultyWorld, Life, Template, make_template
 from tests.ledger import violations
+from tests.records import active_subscriptions
 
 MERGED, ADAPTER = SUBSCRIBED[:2]
 LATE = 3600.0 * 30

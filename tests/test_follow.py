@@ -25,6 +25,7 @@ from registry.browse import Browse
 from registry.database import Database
 from registry.models import Base, Patch, Release, Rule, Subscription
 from registry.status import status
+from tests.records import active_subscriptions
 
 BASE = "vendor/Model-v0.1"
 
@@ -76,7 +77,7 @@ class Followed:
 
     def said(self) -> str:
         with self.context.database.session() as session:
-            (subscription,) = records.active_subscriptions(session)
+            (subscription,) = active_subscriptions(session)
             return status(session, subscription).reason
 
 
@@ -152,7 +153,7 @@ def test_a_tree_brings_each_fine_tune_to_a_repo_of_its_own(followed: Followed) -
     ((from_repo, _, repo, to),) = followed.look(base)
     assert (from_repo, repo, to) == (BASE, "lab/nurse", sha)
     with followed.context.database.session() as session:
-        (subscription,) = records.active_subscriptions(session)
+        (subscription,) = active_subscriptions(session)
         (release,) = session.query(Release).filter_by(repo="lab/nurse")
         assert job_of(subscription, release).to_repo == "owner/on-nurse"
 

@@ -21,6 +21,7 @@ from registry.database import Database, migrate
 from registry.following import DOUBT, Head
 from registry.models import Base, Patch, Port, PortState, Record, Release, Rule, Subscription, now
 from registry.status import Status, status
+from tests.records import active_subscriptions
 
 OLD, NEW, NEWER = "a" * 40, "b" * 40, "c" * 40
 PATCH_SHA = "d" * 40
@@ -108,7 +109,7 @@ def test_a_subscription_of_the_first_schema_has_no_policy(database: Database) ->
     migrate(database.engine, "0001", down=True)
     migrate(database.engine)
     with database.session() as session:
-        (kept,) = records.active_subscriptions(session)
+        (kept,) = active_subscriptions(session)
         assert (kept.patch.repo, kept.form, kept.policy) == (PATCH, "adapter", None)
 
 
@@ -120,10 +121,10 @@ def test_records_of_an_earlier_schema_say_the_same(database: Database) -> None:
     migrate(database.engine, "0003", down=True)
     migrate(database.engine)
     with database.session() as session:
-        (kept,) = records.active_subscriptions(session)
+        (kept,) = active_subscriptions(session)
         assert (kept.patch.owner, kept.base.rule, kept.base.head_repo) == ("owner", "ref", BASE)
         assert (kept.from_sha, kept.settled_repo, kept.settled_sha) == (OLD, BASE, NEW)
-        newest = following.newest_release(session, kept.base_id)
+        newest = session.query(Release).filter_by(base_id=kept.base_id).all()[-1]
         assert newest is not None and (newest.repo, newest.from_sha) == (BASE, NEW)
         assert following.is_followed(session, kept.base_id)
         with pytest.raises(IntegrityError):
@@ -158,7 +159,7 @@ def test_opening_again_keeps_what_is_recorded(database: Database) -> None:
         subscribed(session)
     again = Database(str(database.engine.url))
     with again.session() as session:
-        (kept,) = records.active_subscriptions(session)
+        (kept,) = active_subscriptions(session)
         assert kept.patch.repo == PATCH and kept.patch.evaluation == {"name": "sides"}
         assert kept.created_at.utcoffset() == timedelta(0)
     again.close()
@@ -186,7 +187,7 @@ def test_a_writer_is_waited_for_and_readers_are_not_locked_out(database: Databas
         writer = threading.Thread(target=write)
         writer.start()
         with database.session() as reader:
-            assert len(records.active_subscriptions(reader)) == 1
+            assert len(active_subscriptions(reader)) == 1
     writer.join(timeout=60)
     assert not writer.is_alive()
     with database.session() as session:
@@ -231,7 +232,7 @@ def test_subscribing_twice_is_subscribing_once(session: Session) -> None:
     first = subscribed(session)
     again = records.subscribe(session, first.patch, first.base, PORTED, "both", None)
     assert again is first and first.form == "both"
-    assert records.active_subscriptions(session) == [first]
+    assert active_subscriptions(session) == [first]
 
 
 def test_two_patches_never_write_to_one_repo(session: Session) -> None:
@@ -250,7 +251,7 @@ def test_unsubscribing_ends_and_subscribing_takes_up_from_the_present_head(
     with pytest.raises(UsageError, match="no such subscription"):
         records.unsubscribe(session, PATCH, "me/elsewhere")
     assert records.unsubscribe(session, PATCH, PORTED) == [first]
-    assert records.active_subscriptions(session) == []
+    assert active_subscriptions(session) == []
     with pytest.raises(UsageError, match="no such subscription"):
         records.unsubscribe(session, PATCH, None)
     base = follow(session, NEW)
@@ -268,7 +269,7 @@ def test_a_port_is_created_once_and_closed_when_it_ends(session: Session) -> Non
     session.flush()
     for key in ("port-1", "port-2"):  # the other: of a newer engine
         ports.create_ports(session, release.id, {subscription.id: {"key": key}})
-    assert ports.ports_in(session, *PortState) == [first] and first.state == PortState.RUNNING
+    assert session.query(Port).all() == [first] and first.state == PortState.RUNNING
     assert not ports.move_port(session, "port-1", PortState.QUEUED, PortState.RUNNING, "No.")
     assert subscription.settled_sha == OLD
     ports.update_port(session, "port-1", state=PortState.REJECTED)
@@ -443,7 +444,7 @@ class History(RuleBasedStateMachine):
     def fails(self) -> None:
         self.base.problem = "The Hub can't be reached."
 
-    @precondition(lambda self: records.active_subscriptions(self.session))
+    @precondition(lambda self: active_subscriptions(self.session))
     @rule()
     def ended(self) -> None:
         records.unsubscribe(self.session, PATCH, None)
@@ -456,7 +457,7 @@ class History(RuleBasedStateMachine):
     @invariant()
     def every_subscription_says_why(self) -> None:
         self.session.flush()
-        for subscription in records.active_subscriptions(self.session):
+        for subscription in active_subscriptions(self.session):
             found = status(self.session, subscription)
             assert found.state and found.reason and "None" not in found.reason
             if self.base.problem:

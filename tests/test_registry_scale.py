@@ -59,9 +59,12 @@ def session(database: Database) -> Iterator[Session]:
         yield opened
 
 
+NEWEST = select(Release).where(Release.base_id == 1).order_by(Release.id.desc()).limit(1)
+
+
 def newest(session: Session) -> Release:
     """Of the first base, the most popular one."""
-    return following.newest_release(session, 1)
+    return session.scalars(NEWEST).one()
 
 
 def some_ports(session: Session) -> list[Port]:
@@ -86,14 +89,9 @@ QUESTIONS: dict[str, tuple[Callable[[Session], Any], Callable[[Session, Any], An
         lambda s: s.get_one(Base, 1),
         lambda s, base: following.observe(s, 1, [following.Head(base.repo, "main", "f" * 40)]),
     ),
-    "bases": (
-        lambda _: "vendor-001/Model",
-        lambda s, repo: (following.due_bases(s, now(), 5), following.bases_touched(s, repo)),
-    ),
-    "releases": (lambda _: 1, following.newest_release),
+    "bases": (lambda _: "vendor-001/Model", following.bases_touched),
     "unclassified": (lambda _: now(), following.unclassified_releases),
     "due": (lambda _: now(), lambda s, at: ports.due_ports(s, PortState.WAITING, at)),
-    "at work": (lambda _: ports.AT_WORK, lambda s, states: ports.ports_in(s, *states)),
     "overtaken": (some_ports, ports.overtaken),
     "grouped": (some_ports, ports.grouped),
     "judged": (

@@ -18,7 +18,7 @@ from bot.cli.output import (
     print_table,
 )
 from bot.cli.sources import open_context, read_manners, read_policy
-from bot.context import Context, Delivery
+from bot.context import NAME, Context, Delivery
 from bot.subscribing import Wanted, begin
 from bot.watching.follow import parse_follow
 from porting.plan import Policy
@@ -129,7 +129,10 @@ def subscribe(
         ("patch", "follows", "to", "as", "by", "policy"),
         [(shown.patch, shown.follows, shown.to, as_, by, policy or "")],
     )
-    message(f"Its ports go to {context.hub.url(shown.to)}. Next: portllm bot run")
+    asks = ""
+    if NAME not in shown.to and context.hub.exists(shown.to):
+        asks = "" if context.hub.may_write(shown.to) else ", by pull requests: it is not yours"
+    message(f"Its ports go to {context.hub.url(shown.to)}{asks}. Next: portllm bot run")
 
 
 def take_up(

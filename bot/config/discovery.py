@@ -5,6 +5,7 @@ was not read yet costs more than its line in a listing; what can't be told chang
 """
 
 import logging
+import random
 from datetime import timedelta
 
 from bot.config.onboarding import complaint, propose
@@ -47,12 +48,17 @@ def look_for_configs(context: Context) -> None:
         and (row.request is not None or not {None, repo.partition("/")[0]}.isdisjoint(owners))
     ]
     news = [repo for repo, sha in found.items() if _is_due(known.get(repo), sha)]
-    for repo in untagged[:MOST] + news[:MOST]:
+    for repo in _some(untagged) + _some(news):
         try:
             with polling():
                 _look(context, repo, known.get(repo))
         except PortllmError as error:
             log.warning("%s: its %s can't be looked at: %s", repo, FILE, error)
+
+
+def _some(repos: list[str]) -> list[str]:
+    """As many as one go takes, by chance: those that always fail keep no others waiting."""
+    return random.sample(repos, min(MOST, len(repos)))
 
 
 def _served(context: Context) -> list[str | None]:
