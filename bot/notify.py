@@ -104,7 +104,7 @@ def announcement(context: Context, key: str, attempt: int) -> tuple[dict[str, An
     """What there is to be told of the port after this attempt, and to how many."""
     with context.database.session() as session:
         port = session.get_one(Port, key)
-        if port.attempt != attempt or port.state not in TOLD:
+        if port.attempt != attempt or port.state not in TOLD or _is_secret(port):
             return {}, 0
         said = {
             "id": f"{key}.{attempt}.{port.state}",
@@ -120,6 +120,12 @@ def announcement(context: Context, key: str, attempt: int) -> tuple[dict[str, An
             "at": now().isoformat(timespec="seconds"),
         }
         return said, len(receivers(port.subscription))
+
+
+def _is_secret(port: Port) -> bool:
+    """Whether a stranger's portllm.yaml, by a pattern, came to a private base: not to be told."""
+    owners = {port.release.repo.partition("/")[0], port.subscription.patch.owner}
+    return port.subscription.managed and port.release.base.private and len(owners) > 1
 
 
 def deliver(context: Context, said: dict[str, Any], number: int, times: int) -> float | None:

@@ -2,12 +2,12 @@
 
 from bot.address import SHA, RepoAddress
 from bot.context import Context
-from bot.hub import Hub, HubRepo
+from bot.hub import Hub, HubRepo, Missing, NoRepo
 from judging.task import read_task
 from porting import Adapter, plan, read_adapter
 from porting.errors import Refused, UsageError
 from registry.models import Patch
-from registry.records import add_patch
+from registry.records import add_patch, bases_of
 
 
 def register(context: Context, address: RepoAddress, base: RepoAddress | None) -> Patch:
@@ -31,10 +31,20 @@ def register(context: Context, address: RepoAddress, base: RepoAddress | None) -
         pipeline_tag=facts.pipeline_tag,
         evaluation=task.record() if task else None,
         task=task.name if task else None,
-        private=facts.private or hub.facts(old.repo, old.sha).private,
     )
     with context.database.session() as session:
+        named = {address.repo, old.repo, *bases_of(session, address.repo)}
+    patch.private = any(_is_private(hub, repo) for repo in named)
+    with context.database.session() as session:
         return add_patch(session, patch)
+
+
+def _is_private(hub: Hub, repo: str) -> bool:
+    """Whether not everybody may see the repo; of one that is gone it can't be told."""
+    try:
+        return hub.facts(repo).private
+    except (Missing, NoRepo):
+        return True
 
 
 def trained_on(

@@ -101,7 +101,8 @@ def begin(context: Context, wanted: Wanted) -> int:
                 )
             )
         session.flush()
-        base.private = of_base.private
+        # A pattern may have been at a private repo before.
+        base.private = of_base.private or (follow.rule == Rule.REPOS and base.private)
         if base.private:
             records.hide(session, base.id)
         return subscription.id

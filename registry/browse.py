@@ -306,7 +306,7 @@ class Browse:
             return query
         mine = Subscription.base_id == Base.id
         public = exists().where(mine, Patch.id == Subscription.patch_id, Patch.private.is_(False))
-        return query.where(public)
+        return query.where(public, Base.private.is_(False))
 
     def _page(
         self,

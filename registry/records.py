@@ -31,6 +31,11 @@ def add_patch(session: Session, patch: Patch) -> Patch:
     return known
 
 
+def bases_of(session: Session, repo: str) -> list[str]:
+    """What the recorded commits of this patch were trained on."""
+    return list(session.scalars(select(Patch.base_repo).where(Patch.repo == repo).distinct()))
+
+
 def hide(session: Session, base_id: int) -> None:
     """Show nobody this base, which is private, nor the patches that follow it, or did."""
     session.get_one(Base, base_id).private = True

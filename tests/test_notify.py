@@ -26,9 +26,9 @@ from bot.context import Context
 from bot.notify import announcement, deliver, parse
 from localhub.server import Server
 from porting.errors import UsageError
-from registry.models import PortState, Subscription
+from registry.models import Port, PortState, Subscription
 from registry.ports import events
-from tests.judged import PATCH, Judged
+from tests.judged import BASE, PATCH, Judged
 from tests.judged import judged as judged  # the fixture
 
 SECRET = "T0SECRET/B0SECRET/" + "x" * 24
@@ -114,6 +114,16 @@ def test_json_is_signed_and_says_everything_but_secrets(judged: Judged, mailbox:
     assert (said["event"], said["verdict"], said["url"]) == ("rejected", "reject", None)
     assert "says no." in said["reason"] and "hf_a" not in said["reason"]
     assert log_of(judged, key) == "Told json (127.0.0.1) that it is rejected."
+
+
+@pytest.mark.parametrize("owner", ["stranger", BASE.partition("/")[0]])
+def test_a_strangers_file_hears_nothing_of_a_private_base(judged: Judged, owner: str) -> None:
+    key = told(judged, "discussion", state="refused", managed=True)
+    with judged.context.database.session() as session:
+        port = session.get_one(Port, key)
+        port.subscription.patch.owner, port.release.base.private = owner, True
+    said, count = announcement(judged.context, key, 1)
+    assert (bool(said), count) == ((False, 0) if owner == "stranger" else (True, 1))
 
 
 def test_slack_and_discord_get_their_shapes_and_nobody_is_called(

@@ -135,11 +135,11 @@ class Hub:
             return {each.id: each.sha for each in found if each.sha}
 
     def fine_tunes(self, base: str, tags: list[str]) -> dict[str, str]:
-        """The head commit of each repo whose card says that it is a fine-tune of `base`."""
+        """The head commit of each public repo whose card says that it is a fine-tune of `base`."""
         with translated(base):
             wanted = [f"base_model:finetune:{base}", *tags]
-            found = self.api.list_models(filter=wanted, expand=["sha"])
-            return {each.id: each.sha for each in found if each.sha}
+            found = self.api.list_models(filter=wanted, expand=["sha", "private"])
+            return {each.id: each.sha for each in found if each.sha and not each.private}
 
     def snapshot(self, repo: str, sha: str, files: Mapping[str, FileEntry]) -> Path:
         """Download `files` of `repo` at `sha`; every one is there and of its size, or HubError."""

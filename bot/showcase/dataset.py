@@ -28,7 +28,7 @@ def _select(*columns: Any) -> Select[Any]:
 _followed = (
     exists()
     .where(Subscription.base_id == Base.id, Subscription.patch_id == Patch.id)
-    .where(Patch.private.is_(False))
+    .where(Patch.private.is_(False), Base.private.is_(False))
     .correlate(Base)
 )
 # What is selected under a name that begins with _ is only looked at. In the order of time, so that

@@ -11,6 +11,7 @@ from bot.watching.follow import Follow, heads, is_step_back
 from porting.errors import HubError, PortllmError, Refused
 from registry.following import Head, followed_bases, observe
 from registry.models import Base, Rule, now
+from registry.records import hide
 from registry.status import shown
 
 log = logging.getLogger("portllm")
@@ -54,6 +55,7 @@ def look(context: Context, base_id: int) -> None:
 
 def _see(context: Context, base_id: int, found: list[Head] | PortllmError) -> None:
     """Record where the base stands, or why that can't be told, and when it is looked at again."""
+    found = _hidden(context, base_id, found)
     with context.database.session() as session:
         base = session.get_one(Base, base_id)
         name, releases = shown(base), []
@@ -69,6 +71,25 @@ def _see(context: Context, base_id: int, found: list[Head] | PortllmError) -> No
         names = [release.name for release in releases]
     for release in names:
         log.info("%s moved to %s", name, release, extra={"base": name, "release": release})
+
+
+def _hidden(
+    context: Context, base_id: int, found: list[Head] | PortllmError
+) -> list[Head] | PortllmError:
+    """`found`; where a pattern comes to a repo that is private, nobody is shown it from here on."""
+    with context.database.session() as session:
+        base = session.get_one(Base, base_id)
+        rule, head = base.rule, base.head_repo
+    if rule != Rule.REPOS or isinstance(found, PortllmError) or found[0].repo == head:
+        return found
+    try:
+        is_private = context.hub.facts(found[0].repo).private
+    except PortllmError as error:
+        return error
+    if is_private:
+        with context.database.session() as session:
+            hide(session, base_id)
+    return found
 
 
 def _problem(base: Base, found: list[Head] | PortllmError) -> str | None:

@@ -53,7 +53,7 @@ def upgrade() -> None:
     op.execute(sa.update(judged).values(action=judged.c.verdict["action"].as_string()))
     op.add_column("workers", sa.Column("traffic", sa.JSON()))
     op.add_column(
-        "bases", sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.false())
+        "bases", sa.Column("private", sa.Boolean(), nullable=False, server_default=sa.true())
     )
     missed = sa.Column("missed", sa.Integer(), nullable=False, server_default="0")
     op.add_column("releases", missed)
