@@ -15,6 +15,7 @@ from judging.policy import VerdictPolicy
 from porting.plan import Policy
 from registry.database import Database
 from registry.models import Port, Release, Subscription
+from registry.scene import paused
 
 PORT_TITLE = re.compile(r"Port to \S+@[0-9a-f]{7} \((port-[0-9a-f]{16})\)")
 Delivery = Literal["commit", "branch", "request"]
@@ -29,6 +30,12 @@ class Context:
     publisher: Publisher
     database: Database
     settings: Settings
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether everything is: then nothing is begun, and nothing is written to the Hub."""
+        with self.database.session() as session:
+            return paused(session) is not None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,43 @@ def due_ports(session: Session, state: PortState, at: datetime, most: int = 500)
     return list(session.scalars(chosen))
 
 
+def taken_keys(session: Session, release_id: int, keys: dict[str, int]) -> list[int]:
+    """Of these subscriptions, by the keys of their ports: whose key is another port's already.
+
+    The same inputs may be asked for twice: by a branch that is followed, and by a tag.
+    """
+    chosen = select(Port.key, Port.subscription_id, Port.release_id)
+    names, taken = list(keys), []
+    for start in range(0, len(names), MANY):
+        found = session.execute(chosen.where(Port.key.in_(names[start : start + MANY])))
+        taken += [keys[key] for key, *of in found if of != [keys[key], release_id]]
+    return taken
+
+
+def without_port(session: Session, release: Release, ids: list[int]) -> list[int]:
+    """Of these subscriptions, those whose newest port is not to this very commit already."""
+    newest = (
+        select(func.max(Port.release_id))
+        .join(Subscription, Subscription.id == Port.subscription_id)
+        .where(Port.release_id < release.id, Port.created_at >= Subscription.created_at)
+        .group_by(Port.subscription_id)
+    )
+    there: set[int] = set()
+    for start in range(0, len(ids), MANY):
+        some = Port.subscription_id.in_(ids[start : start + MANY])
+        same = select(Port.subscription_id).join(Release, Release.id == Port.release_id)
+        same = same.where(some, Release.repo == release.repo, Release.sha == release.sha)
+        there.update(session.scalars(same.where(Port.release_id.in_(newest.where(some)))))
+    return [id for id in ids if id not in there]
+
+
+def locked(session: Session, key: str) -> Port:
+    """The port, which nobody else changes before this transaction ends."""
+    # SQLite has no FOR UPDATE: it is the first write that locks.
+    session.execute(update(Port).where(Port.key == key).values(attempt=Port.attempt))
+    return session.get_one(Port, key, populate_existing=True)
+
+
 def update_port(session: Session, key: str, **changes: Any) -> Port:
     """Change the port; the base of a port that is judged is what its subscription is settled on."""
     port = session.get_one(Port, key)
@@ -78,11 +115,13 @@ def update_port(session: Session, key: str, **changes: Any) -> Port:
     return port
 
 
-def move_port(session: Session, key: str, before: PortState, after: PortState, why: str) -> bool:
+def move_port(
+    session: Session, key: str, attempt: int, before: PortState, after: PortState, why: str
+) -> bool:
     """Put the port from the one state into the other, unless it has left the one meanwhile."""
     moved = (
         update(Port)
-        .where(Port.key == key, Port.state == before)
+        .where(Port.key == key, Port.attempt == attempt, Port.state == before)
         .values(state=after, reason=why, updated_at=now())
     )
     return bool(changed(session, moved))

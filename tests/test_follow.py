@@ -15,7 +15,7 @@ from bot.hub import Hub, HubPublisher
 from bot.running.manners import Manners
 from bot.settings import Settings
 from bot.subscribing import Wanted, begin
-from bot.watching.classify import classify_release
+from bot.watching.classify import classify_release, subscriptions_to_port
 from bot.watching.follow import Follow, highest, parse_follow
 from bot.watching.watch import look
 from localhub.server import Server
@@ -23,8 +23,9 @@ from porting.errors import Refused, UsageError
 from registry import records
 from registry.browse import Browse
 from registry.database import Database
-from registry.models import Base, Patch, Release, Rule, Subscription
-from registry.status import status
+from registry.models import Base, Patch, Port, Release, Rule, Subscription
+from registry.ports import create_ports
+from registry.status import OWN, status
 from tests.records import active_subscriptions
 
 BASE = "vendor/Model-v0.1"
@@ -191,6 +192,63 @@ def test_nobody_is_shown_a_private_base_nor_a_patch_that_follows_it(followed: Fo
     closed(True)
     followed.subscribe(BASE)
     assert shown() == ([], [])
+
+
+def test_a_private_fine_tune_is_no_part_of_a_tree(followed: Followed) -> None:
+    card = f"---\nbase_model: {BASE}\nbase_model_relation: finetune\n---\n"
+    for repo in ("lab/secret", "lab/open"):
+        followed.push(repo, card)
+    followed.api.update_repo_settings("lab/secret", private=True)
+    base = followed.subscribe(f"tree:{BASE}", "owner/on-{name}")
+    followed.push("lab/secret", f"{card}2")
+    followed.push("lab/open", f"{card}2")
+    assert [repo for _, _, repo, _ in followed.look(base)] == ["lab/open"]
+    with followed.context.database.session() as session:
+        assert {release.repo for release in session.query(Release)} == {"lab/open"}
+
+
+def test_a_pattern_that_comes_to_a_private_repo_is_shown_to_nobody(followed: Followed) -> None:
+    base = followed.subscribe("vendor/Model-v0.*")
+    followed.push("vendor/Model-v0.2")
+    followed.api.update_repo_settings("vendor/Model-v0.2", private=True)
+    assert len(followed.look(base)) == 1
+    followed.push("vendor/Model-v0.3")
+    assert len(followed.look(base)) == 2
+    followed.subscribe("vendor/Model-v0.*")  # which was there, still
+    with followed.context.database.session() as session:
+        records.add_patch(session, followed.patch())
+        seen = Browse(session)
+        assert seen.patches().items == seen.bases().items == []
+        assert seen.newest_releases().items == []
+
+
+def test_only_what_we_pushed_there_is_ours(followed: Followed) -> None:
+    base = followed.subscribe(BASE)
+    context, number = followed.context, "0000000000000001"
+
+    def moved() -> tuple[Release, str]:
+        """The newest release, and what is found to have changed."""
+        said = f"Better.\n\nPortLLM-Port: port-{number}"
+        followed.push(BASE, commit_message=said, commit_description=str(len(followed.look(base))))
+        followed.look(base)
+        with context.database.session() as session:
+            release = session.query(Release).order_by(Release.id.desc()).first()
+        return release, classify_release(context, release.id).change
+
+    release, change = moved()
+    assert change != OWN  # anybody may write that
+    with context.database.session() as session:
+        (subscription,) = active_subscriptions(session)
+        job = {"key": f"port-{number}", "to_repo": "owner/elsewhere"}
+        create_ports(session, release.id, {subscription.id: job})
+    assert moved()[1] != OWN
+    with context.database.session() as session:
+        session.get_one(Port, f"port-{number}").job = job | {"to_repo": BASE}
+    release, change = moved()
+    assert change == OWN and subscriptions_to_port(context, release.id, change) == []
+    with context.database.session() as session:
+        (subscription,) = active_subscriptions(session)
+        assert subscription.settled_sha == release.sha
 
 
 def test_a_stale_answer_is_no_release(followed: Followed) -> None:

@@ -270,7 +270,9 @@ def test_a_port_is_created_once_and_closed_when_it_ends(session: Session) -> Non
     for key in ("port-1", "port-2"):  # the other: of a newer engine
         ports.create_ports(session, release.id, {subscription.id: {"key": key}})
     assert session.query(Port).all() == [first] and first.state == PortState.RUNNING
-    assert not ports.move_port(session, "port-1", PortState.QUEUED, PortState.RUNNING, "No.")
+    queued, running = PortState.QUEUED, PortState.RUNNING
+    assert not ports.move_port(session, "port-1", 1, queued, running, "It is no more.")
+    assert not ports.move_port(session, "port-1", 2, running, queued, "Another attempt.")
     assert subscription.settled_sha == OLD
     ports.update_port(session, "port-1", state=PortState.REJECTED)
     assert subscription.settled_sha == NEW

@@ -15,7 +15,6 @@ from benchmarks.records_inputs import Sizes, World, fill, owner_name, patch_repo
 from bot.context import NAME
 from bot.publishing.targets import ports_to
 from bot.running.controls import find_port
-from bot.serve.interest import is_target
 from registry import following, ports, records
 from registry.database import Database
 from registry.models import Base, Patch, Port, PortState, Release, Rule, Subscription, now
@@ -114,7 +113,6 @@ QUESTIONS: dict[str, tuple[Callable[[Session], Any], Callable[[Session, Any], An
     "ports to": (
         lambda s: s.get_one(Subscription, 1).to_repo,
         lambda s, to: (
-            is_target(s, to),
             ports_to(s, to, PortState.PUBLISHED),
             ports_to(s, "nobody/nothing", PortState.PUBLISHED),
         ),
@@ -218,10 +216,15 @@ def test_names_are_in_the_order_of_bytes(database: Database) -> None:
         base = following.follow(session, Rule.TREE, "vendor/base", "", [])
         patch = Patch(repo="me/lora", owner="me", sha="a" * 40, kind="LoRA", portability="A",
                       base_repo="vendor/base", base_sha="b" * 40)  # fmt: skip
-        records.subscribe(
+        into = records.subscribe(
             session, records.add_patch(session, patch), base, f"me/mine-on-{NAME}", "adapter", None
         )
-        assert is_target(session, "me/mine-on-that") and not is_target(session, "me/other")
+        head = following.Head("lab/that", "main", "c" * 40)
+        (release,) = following.observe(session, base.id, [head])
+        job = {"key": "port-1", "to_repo": "me/mine-on-that"}
+        ports.create_ports(session, release.id, {into.id: job})
+        (found,) = ports_to(session, "me/mine-on-that", PortState.WAITING)
+        assert found.key == "port-1" and not ports_to(session, "me/other", PortState.WAITING)
     of_words.close()
 
 

@@ -25,7 +25,8 @@ from sqlalchemy import select
 from bot.hub.webhooks import Watched, register
 from bot.serve import hints
 from bot.serve.hints import Hint, Hints, Topic
-from bot.serve.interest import followed_repos, is_target, touched
+from bot.serve.interest import followed_repos, touched
+from bot.serve.looks import Looks
 from bot.watching.watch import look
 from localhub.server import Server
 from registry.models import Port, Release, Rule, Subscription
@@ -151,6 +152,15 @@ def test_our_own_pushes_lead_to_nothing_and_answers_are_followed_up(served: Serv
     assert served.heads()[1][1:] == []
 
 
+def test_where_nothing_is_asked_discussions_lead_to_nothing(served: Served) -> None:
+    looks = Looks(served.context, lambda *_: None)
+    said = Hint(Topic.DISCUSSION, TARGET)
+    assert looks(said) == []
+    served.asks(TARGET)
+    (answers,) = looks(said)
+    assert not answers()  # no news: the next look can wait
+
+
 def test_what_is_touched(served: Served) -> None:
     for name in ("vendor/Model-v1", "vendor/tuned"):
         served.commit(name)
@@ -171,9 +181,6 @@ def test_what_is_touched(served: Served) -> None:
         assert touched(session, "other/Model-v2") == []
         assert touched(session, "vendor/tuned") == [tree]
         assert followed_repos(session) == {"vendor"}
-        targets = {TARGET: True, "owner/mine-on-tuned": True, "owner/mine-on-": False}
-        assert {repo: is_target(session, repo) for repo in targets} == targets
-        assert not is_target(session, "owner/other") and not is_target(session, BASE)
 
 
 @pytest.mark.parametrize(

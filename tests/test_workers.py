@@ -194,6 +194,12 @@ def test_what_an_older_version_or_nobody_goes_on_with_is_begun_again(crew: Crew)
     assert {name for (name,) in found} >= {"port", "publication"}
     until(lambda: not begun(crew, "port") and not begun(crew, "publication"), crew)
     check_once(crew)
+    # As by a watcher that froze: what it had begun was over when it said that it waits.
+    queued = "SET state = 'queued', attempt = attempt + 1, published_at = NULL"
+    rows(crew, f"UPDATE ports {queued} RETURNING key")
+    until(lambda: are_over(crew), crew)
+    assert [port.attempt for port in crew.ports()] == [4]
+    check_once(crew)
 
 
 def test_migrations_of_postgres_give_the_models_schema_however_many_run(url: str) -> None:

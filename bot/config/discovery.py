@@ -32,6 +32,8 @@ EVERYBODY = "*"
 
 def look_for_configs(context: Context) -> None:
     """Look once at every repo that may have said something new."""
+    if context.is_paused:
+        return
     hub = context.hub
     try:
         owners = _served(context)

@@ -85,6 +85,8 @@ def follow_up(context: Context, repo: str | None = None, *, whenever: bool = Fal
         repo: look at those to this target instead, whenever they were looked at last.
         whenever: look at all of them, whenever they were looked at last.
     """
+    if context.is_paused:
+        return
     with context.database.session() as session:
         if repo is not None:
             keys = [port.key for port in ports_to(session, repo, PortState.ASKED)]

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from bot.running.manners import Hold, Manners, hold
 from porting.errors import UsageError
 from registry.models import Base, Control, Event, Port, PortState, Release, Subscription, now
-from registry.ports import LOST, RETRIED, note, overtaken, update_port
+from registry.ports import LOST, RETRIED, locked, note, overtaken, update_port
 from registry.status import UNREADABLE, chosen
 
-AGAIN = (*LOST, PortState.CANCELLED, PortState.DECLINED)
+AGAIN = (*LOST, PortState.CANCELLED, PortState.DECLINED, PortState.SUPERSEDED)
 WAITS = (PortState.WAITING, PortState.JUDGED)
 STOPPABLE = (*WAITS, PortState.QUEUED, PortState.RUNNING)
 # What can be done instead about a port in a state in which it can't be begun again, or stopped.
@@ -71,7 +71,7 @@ def retry(session: Session, name: str) -> Port:
     Raises:
         UsageError: there is nothing to begin again; the message says what can be done.
     """
-    port = find_port(session, name)
+    port = locked(session, find_port(session, name).key)
     subscription = port.subscription
     if port.state not in (*AGAIN, *WAITS):
         raise UsageError(refusal(port, "can't be begun again"))
@@ -118,7 +118,7 @@ def retry_release(session: Session, repo: str) -> Release:
 
 def cancel(session: Session, name: str) -> Port:
     """Stop a port. Raises UsageError where it is not at work."""
-    port = find_port(session, name)
+    port = locked(session, find_port(session, name).key)
     if port.state not in STOPPABLE:
         raise UsageError(refusal(port, "can't be stopped"))
     said = "You stopped it."

@@ -27,6 +27,7 @@ from registry.scene import paused
 
 RELEASES, PORTS, PUSHES = "releases", "ports", "pushes"
 HELD = timedelta(seconds=60)  # until a port that is held is looked at again, at the latest
+MOST = 50  # releases that are begun at once
 FIRST, AGAIN = 1, 2  # a smaller number goes first
 UNDECIDED = (PortState.WAITING, PortState.QUEUED, PortState.RUNNING)
 
@@ -54,7 +55,7 @@ def dispatch(context: Context, bot: Bot) -> None:
         if paused(session) is not None:
             return
         at = now()
-        releases = unclassified_releases(session, at)
+        releases = unclassified_releases(session, at)[:MOST]
         waiting = _ready(session, at, PortState.WAITING)
         judged = _ready(session, at, PortState.JUDGED)
     for release in releases:
@@ -64,22 +65,22 @@ def dispatch(context: Context, bot: Bot) -> None:
     for key, attempt in waiting:
         with SetWorkflowID(f"{key}.{attempt}"), _priority(attempt):
             DBOS.enqueue_workflow(PORTS, bot.port, key, attempt)
-        _moved(context, key, PortState.WAITING, "Waiting for a free worker.")
+        _moved(context, key, attempt, PortState.WAITING, "Waiting for a free worker.")
     for key, attempt in judged:
         with SetWorkflowID(f"{key}.{attempt}.publication"), _priority(attempt):
             DBOS.enqueue_workflow(PUSHES, bot.publication, key, attempt)
         pushes = f"at most {context.settings.pushes_per_hour} an hour"
-        _moved(context, key, PortState.JUDGED, f"Judged; waiting to be pushed ({pushes}).")
+        _moved(context, key, attempt, PortState.JUDGED, f"Judged; waiting to be pushed ({pushes}).")
 
 
 def _priority(attempt: int) -> SetEnqueueOptions:
     return SetEnqueueOptions(priority=FIRST if attempt == 1 else AGAIN)
 
 
-def _moved(context: Context, key: str, before: PortState, why: str) -> None:
+def _moved(context: Context, key: str, attempt: int, before: PortState, why: str) -> None:
     """The workflow may have begun already, and said so: then it keeps the last word."""
     with context.database.session() as session:
-        move_port(session, key, before, PortState.QUEUED, why)
+        move_port(session, key, attempt, before, PortState.QUEUED, why)
 
 
 def _ready(session: Session, at: datetime, state: PortState) -> list[tuple[str, int]]:
@@ -99,7 +100,8 @@ def _ready(session: Session, at: datetime, state: PortState) -> list[tuple[str, 
             update_port(session, port.key, state=PortState.CANCELLED, reason=reason)
             continue
         if port.key in newer:
-            reason = f"{newer[port.key].name} came before this one was begun."
+            done = "begun" if port.verdict is None else "published"
+            reason = f"{newer[port.key].name} came before this one was {done}."
             update_port(session, port.key, state=PortState.SUPERSEDED, reason=reason)
             continue
         group = subscription.group_name

@@ -20,8 +20,8 @@ from bot.running.machine import trouble
 from bot.running.manners import moment
 from bot.running.stops import Cancelled
 from porting.errors import HubError, PortllmError, Refused
-from registry.models import Port, PortState, Release, now
-from registry.ports import AT_WORK, failures, note, update_port
+from registry.models import PortState, Release, now
+from registry.ports import AT_WORK, failures, locked, note, update_port
 from registry.status import UNREADABLE
 
 log = logging.getLogger("portllm")
@@ -77,7 +77,7 @@ def is_expected(error: Exception) -> bool:
 def fail_port(context: Context, key: str, attempt: int, blame: Blame, sentence: str) -> bool:
     """Record that attempt at the port as failed, once; whether it is tried again by itself."""
     with context.database.session() as session:
-        port = session.get_one(Port, key)
+        port = locked(session, key)
         if port.attempt != attempt or port.state not in AT_WORK:
             return True
         note(session, key, sentence, blame)

@@ -11,15 +11,18 @@ from bot.running.workers import LIMIT
 from bot.running.workflow import VERSION
 from registry.following import unclassified_releases
 from registry.models import Port, PortState, Release, now
-from registry.ports import AT_WORK, note, update_port
+from registry.ports import AT_WORK, locked, note, update_port
 from registry.setback import mend
 from registry.workers import living
 
-CANCELLED = "CANCELLED"
-OVER = ("SUCCESS", "ERROR", CANCELLED, "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+CANCELLED, MISSING = "CANCELLED", "MISSING"
+OVER = ("SUCCESS", "ERROR", CANCELLED, "MAX_RECOVERY_ATTEMPTS_EXCEEDED", MISSING)
 MANY = 500  # workflows that are asked for at once
 TOLD = "It ended, and why could not be recorded."  # such as on a full disk
-ANEW = "PortLLM was updated meanwhile, so it is begun again."
+ANEW = {
+    CANCELLED: "PortLLM was updated meanwhile, so it is begun again.",
+    MISSING: "Nobody was to go on with it, so it is begun again.",
+}
 
 
 def recover(context: Context) -> None:
@@ -31,23 +34,25 @@ def recover(context: Context) -> None:
         at_work = session.scalars(select(Port).where(Port.state.in_(AT_WORK)).options(needed))
         ports = {_workflow(port): port.key for port in at_work}
         releases = {_classification(each): each.id for each in unclassified_releases(session)}
-    for name, ended in _over([*ports, *releases]).items():
-        if name in ports:
-            _recover_port(context, ports[name], name, ended)
-        else:
-            _recover_release(context, releases[name], name, ended)
+    stands = _status([*ports, *releases])
+    for name, key in ports.items():
+        if (ended := stands.get(name, MISSING)) in OVER:
+            _recover_port(context, key, name, ended)
+    for name, release_id in releases.items():
+        if (ended := stands.get(name, "")) in OVER:
+            _recover_release(context, release_id, name, ended)
 
 
 def _recover_port(context: Context, key: str, name: str, ended: str) -> None:
     with context.database.session() as session:
-        port = session.get_one(Port, key)
+        port = locked(session, key)
         attempt = port.attempt
         if _workflow(port) != name or port.state not in AT_WORK:
             return  # somebody led it on meanwhile
-        if ended == CANCELLED:
-            note(session, key, ANEW)
+        if ended in ANEW:
+            note(session, key, ANEW[ended])
             state = PortState.JUDGED if port.verdict else PortState.WAITING
-            again = {"attempt": attempt + 1, "due_at": now(), "reason": ANEW}
+            again = {"attempt": attempt + 1, "due_at": now(), "reason": ANEW[ended]}
             update_port(session, key, state=state, step=None, **again)
             return
     fail_port(context, key, attempt, "machine", TOLD)
@@ -85,14 +90,12 @@ def _cancel_older(context: Context) -> None:
         DBOS.cancel_workflows(left)
 
 
-def _over(names: list[str]) -> dict[str, str]:
-    """How those of these workflows ended that are over."""
+def _status(names: list[str]) -> dict[str, str]:
+    """Where those of these workflows stand that there are."""
     found: dict[str, str] = {}
     for start in range(0, len(names), MANY):
         some = names[start : start + MANY]
-        for each in DBOS.list_workflows(
-            workflow_ids=some, status=list(OVER), load_input=False, load_output=False
-        ):
+        for each in DBOS.list_workflows(workflow_ids=some, load_input=False, load_output=False):
             found[each.workflow_id] = each.status
     return found
 

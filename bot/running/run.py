@@ -25,6 +25,7 @@ from bot.config.discovery import look_for_configs
 from bot.context import Context
 from bot.hub.limiter import Limiter, install
 from bot.publishing.requests import follow_up
+from bot.running.clock import heed
 from bot.running.dispatch import dispatch, is_busy, register_queues
 from bot.running.recovery import recover
 from bot.running.workers import LIMIT, Claims, Pulse, hand_back, sweep, take_over
@@ -229,9 +230,12 @@ def _launched(context: Context) -> Iterator[_Running]:
         register_queues(context)
         sweep(context)
         scheduler.start()
+        is_over = threading.Event()
+        threading.Thread(target=heed, args=(scheduler, is_over), daemon=True).start()
         _repeat(scheduler, "sweep", partial(sweep, context), TIDY_SECONDS)
         _repeat(scheduler, "claims", partial(Claims().check, context), TIDY_SECONDS)
         yield running
+        is_over.set()
         scheduler.shutdown()
         sweep(context)
         DBOS.destroy()

@@ -32,8 +32,16 @@ from bot.watching.classify import classify_release, subscriptions_to_port
 from judging.evidence import Evidence
 from judging.verdict import Verdict, judge
 from registry.following import times_before
-from registry.models import Port, PortState, Release, now
-from registry.ports import create_ports, note, update_port, with_patches
+from registry.models import Port, PortState, Release, Rule, now
+from registry.ports import (
+    create_ports,
+    locked,
+    note,
+    taken_keys,
+    update_port,
+    with_patches,
+    without_port,
+)
 from registry.scene import paused
 
 log = logging.getLogger("portllm")
@@ -90,9 +98,14 @@ class Bot(DBOSConfiguredInstance):
         wanted = subscriptions_to_port(self.context, release_id, facts["change"])
         with self.context.database.session() as session:
             release = session.get_one(Release, release_id)
-            again = times_before(session, release)
-            found = with_patches(session, wanted)
-            jobs = {each.id: vars(job_of(each, release, again)) for each in found}
+            jobs: dict[int, dict[str, Any]] = {}
+            if (again := times_before(session, release)) > 0 and release.base.rule != Rule.TREE:
+                wanted = without_port(session, release, wanted)
+            while wanted:
+                found = with_patches(session, wanted)
+                jobs |= {each.id: vars(job_of(each, release, again)) for each in found}
+                keys = {str(jobs[id]["key"]): id for id in wanted}
+                wanted, again = taken_keys(session, release_id, keys), again + 1
             # Together with its ports: what is said to be classified has them all. Only from here on
             # others who write have to wait.
             for name, value in facts.items():
@@ -199,22 +212,23 @@ class Bot(DBOSConfiguredInstance):
     @DBOS.step(name="judge", **STEP)
     def judge(self, key: str, attempt: int, evidence: dict[str, Any]) -> None:
         tell(step="judge")
+        verdict = judge(Evidence.model_validate(evidence), self.job(key).judged_by)
+        rejected = verdict.action == "reject"
         with self.context.database.session() as session:
-            port = session.get_one(Port, key)
+            port = locked(session, key)
             if port.attempt != attempt or port.verdict is not None or port.state in STOPPED:
                 return  # judged, and maybe published, before this step's end was recorded
-        verdict = judge(Evidence.model_validate(evidence), self.job(key).judged_by)
+            update_port(
+                session,
+                key,
+                state=PortState.REJECTED if rejected else PortState.JUDGED,
+                step=None,
+                due_at=now(),
+                reason=verdict.reason,
+                evidence=evidence,
+                verdict=verdict.model_dump(),
+            )
         log.info("%s: %s: %s", key, verdict.action, verdict.reason)
-        rejected = verdict.action == "reject"
-        self._update(
-            key,
-            state=PortState.REJECTED if rejected else PortState.JUDGED,
-            step=None,
-            due_at=now(),
-            reason=verdict.reason,
-            evidence=evidence,
-            verdict=verdict.model_dump(),
-        )
         if rejected:
             remove_work(self.context, key)
 
@@ -254,6 +268,7 @@ class Bot(DBOSConfiguredInstance):
 
     @DBOS.step(name="send", **STEP)
     def send(self, key: str, attempt: int, file: str) -> dict[str, Any]:
+        self._check_time(key, is_begun=True)
         with self.context.database.session() as session:
             port = session.get_one(Port, key)
             if (port.attempt, port.state) != (attempt, PortState.RUNNING):
@@ -275,7 +290,7 @@ class Bot(DBOSConfiguredInstance):
     @DBOS.step(name="stop", **STEP)
     def stop(self, key: str, attempt: int, reason: str, end: PortState) -> None:
         with self.context.database.session() as session:
-            port = session.get_one(Port, key)
+            port = locked(session, key)
             if port.attempt != attempt:
                 return
             if port.state not in STOPPED:
@@ -286,7 +301,7 @@ class Bot(DBOSConfiguredInstance):
     def hand_back(self, key: str, attempt: int) -> None:
         """Its time passed in the queue, so it waits for the next one."""
         with self.context.database.session() as session:
-            port = session.get_one(Port, key)
+            port = locked(session, key)
             if port.attempt == attempt and port.state not in STOPPED:
                 state = PortState.JUDGED if port.verdict else PortState.WAITING
                 # A workflow that is over is not begun again under its name.
@@ -313,7 +328,7 @@ class Bot(DBOSConfiguredInstance):
     def _begin(self, key: str, attempt: int, step: str, reason: str) -> Job:
         tell(step=step)
         with self.context.database.session() as session:
-            port = session.get_one(Port, key)
+            port = locked(session, key)
             if port.attempt != attempt:
                 raise Cancelled(f"Attempt {port.attempt} took its place.")
             if port.state in STOPPED:

@@ -1,14 +1,11 @@
 """What the bot wants to hear of, and what a repo that it heard of may concern."""
 
-import re
-
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from bot.context import NAME
 from bot.watching.follow import version
 from registry.following import bases_touched, followed_bases
-from registry.models import Base, Port, PortState, Release, Rule, Subscription
+from registry.models import Base, Port, PortState, Release, Rule
 
 
 def followed_repos(session: Session) -> set[str]:
@@ -43,17 +40,3 @@ def _touches(session: Session, base: Base, repo: str) -> bool:
         member = exists().where(Release.base_id == base.id, Release.repo == repo)
         return bool(session.scalar(select(member)))
     return True
-
-
-def is_target(session: Session, repo: str) -> bool:
-    """Whether ports go, or went, to `repo`; of a tree's target, a part is the fine-tune's name."""
-    owner = repo.partition("/")[0]
-    of_owner = (Subscription.to_repo >= f"{owner}/") & (Subscription.to_repo < f"{owner}0")
-    named = select(Subscription.to_repo).where(
-        or_(Subscription.to_repo == repo, of_owner & Subscription.to_repo.contains(NAME))
-    )
-    return any(_fits(target, repo) for target in session.scalars(named.distinct()))
-
-
-def _fits(target: str, repo: str) -> bool:
-    return re.fullmatch(re.escape(target).replace(re.escape(NAME), ".+"), repo) is not None

@@ -3,14 +3,22 @@
 from collections.abc import Callable
 from functools import partial
 
+from sqlalchemy.orm import Session
+
 from bot.context import Context
 from bot.hub.limiter import polling
+from bot.publishing.targets import ports_to
 from bot.serve.hints import Hint, Look, Topic
-from bot.serve.interest import is_target, touched
+from bot.serve.interest import touched
 from bot.watching.watch import look
-from registry.models import Base
+from registry.models import Base, PortState
 
 FollowUp = Callable[[Context, str], object]  # of the pull requests of ours on a repo
+
+
+def _asked(session: Session, repo: str) -> set[str]:
+    """Keys of the ports about which a pull request on `repo` asks."""
+    return {port.key for port in ports_to(session, repo, PortState.ASKED)}
 
 
 class Looks:
@@ -21,8 +29,7 @@ class Looks:
         """None where nobody follows it. So our own pushes lead to nothing."""
         with self._context.database.session() as session:
             if hint.topic == Topic.DISCUSSION:
-                asked = is_target(session, hint.repo)
-                return [partial(self._answers, hint.repo)] if asked else []
+                return [partial(self._answers, hint.repo)] if _asked(session, hint.repo) else []
             return [partial(self._base, base_id) for base_id in touched(session, hint.repo)]
 
     def _base(self, base_id: int) -> bool:
@@ -32,9 +39,12 @@ class Looks:
         return self._changed_at(base_id) != before
 
     def _answers(self, repo: str) -> bool:
+        with self._context.database.session() as session:
+            before = _asked(session, repo)
         with polling():
             self._follow_up(self._context, repo)
-        return True  # for all we are told
+        with self._context.database.session() as session:
+            return _asked(session, repo) != before
 
     def _changed_at(self, base_id: int) -> object:
         with self._context.database.session() as session:

@@ -80,7 +80,7 @@ def write(
 
 def keep_current(context: Context) -> None:
     """`show` what is to be shown, if anything; what fails is logged, and done the next time."""
-    if (namespace := context.settings.showcase) is None:
+    if (namespace := context.settings.showcase) is None or context.is_paused:
         return
     try:
         done = show(context, namespace)

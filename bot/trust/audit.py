@@ -42,6 +42,8 @@ class Loss:
 
 def audit(context: Context, at: datetime | None = None) -> None:
     """Look at the patches with published ports that were not looked at for the longest time."""
+    if context.is_paused:
+        return
     at = at or now()
     look = cache(lambda repo, revision: _look(context.hub, repo, revision))
     for patch_id, ports in _due(context, at).items():

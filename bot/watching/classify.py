@@ -9,7 +9,7 @@ from bot.context import PORT_TITLE, Context
 from bot.hub import HubRepo, Missing
 from porting import Change, classify
 from registry.following import settle, subscribers
-from registry.models import Release, Rule
+from registry.models import Port, Release, Rule
 from registry.records import hide
 from registry.status import OWN, QUIET, UNREADABLE
 
@@ -31,15 +31,24 @@ def classify_release(context: Context, release_id: int) -> Found:
         release = session.get_one(Release, release_id)
         old, new = _last_read(context, session, release), (release.repo, release.sha)
         base_id, is_late = release.base_id, release.attempt > 1
-    message = context.hub.message(*new)
     if context.hub.facts(*new).private:
         with context.database.session() as session:
             hide(session, base_id)
-    # A merged pull request leaves its title only.
-    if PORT_TITLE.match(message) or any(line.startswith(OURS) for line in message.splitlines()):
+    if _is_own(context, release.repo, context.hub.message(*new)):
         return Found(OWN, "It is a port of ours.", old[1])
     change = _change(context, old, new, is_late)
     return Found(change.kind, change.reason, old[1])
+
+
+def _is_own(context: Context, repo: str, message: str) -> bool:
+    """Whether the commit brought a port of ours: anybody may write so, but our records know."""
+    title = PORT_TITLE.match(message)  # all that a merged pull request leaves
+    keys = [title[1]] if title else []
+    lines = message.splitlines()
+    keys += [line.removeprefix(OURS).strip() for line in lines if line.startswith(OURS)]
+    with context.database.session() as session:
+        found = session.scalars(select(Port).where(Port.key.in_(keys)))
+        return any(port.job["to_repo"] == repo for port in found)
 
 
 def _last_read(context: Context, session: Session, release: Release) -> tuple[str, str]:
@@ -63,6 +72,10 @@ def subscriptions_to_port(context: Context, release_id: int, kind: str) -> list[
         if is_tree and kind in QUIET:
             return []
         settled = subscribers(session, release)
+        if kind == OWN:  # nor is it what a later release is held against
+            for old in settled:
+                settle(session, release, old)
+            return []
     wanted: list[int] = []
     for old, ids in settled.items():
         if is_tree or (old != new and _change(context, old, new, is_late).kind not in QUIET):
