@@ -25,6 +25,11 @@ def world(hub: Server, tmp_path: Path) -> Iterator[World]:
     yield World(hub, tmp_path)
 
 
+def run(world: World) -> str:
+    """What it says, when it is quick."""
+    return world.portllm("bot", "run", "--once", script="-m tests.quick_bot").stderr
+
+
 def test_a_base_moves_and_the_port_is_on_the_hub(world: World) -> None:
     world.subscribed()
     assert world.json("status")[0]["state"] == "up to date"
@@ -67,7 +72,7 @@ def test_a_policy_of_its_own_chooses_the_scale_and_the_record_saves_the_old_base
     into = ("--follow", BASE, "--to", PORTED, "--as", "both", "--verdict-policy", str(policy))
     world.portllm("subscribe", PATCH, *into)
     world.drift()
-    said = world.portllm("bot", "run", "--once").stderr
+    said = run(world)
     (port,) = world.json("ports")
     assert port["state"] == "published", port["reason"]
     assert "judging old base + patch" in said and "choosing the scale" in said
@@ -83,7 +88,7 @@ def test_a_policy_of_its_own_chooses_the_scale_and_the_record_saves_the_old_base
     assert "to the byte" in world.portllm("verify", PORTED).stderr
 
     world.drift(seed=2)
-    said = world.portllm("bot", "run", "--once").stderr
+    said = run(world)
     assert world.json("status")[0]["state"] == "published"
     assert "judging new base" in said and "judging old base" not in said
 
@@ -140,7 +145,7 @@ def test_a_full_delta_is_judged_by_the_models_that_it_makes(world: World) -> Non
     world.portllm("patch", "add", PATCH)
     world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
     new_sha = world.drift()
-    world.portllm("bot", "run", "--once")
+    run(world)
     (port,) = world.json("ports")
     assert port["state"] == "published", port["reason"]
     accuracies = _accuracies(port)
@@ -158,7 +163,7 @@ def test_a_patch_that_harms_is_rejected_and_a_failing_hub_is_tried_again(world: 
     world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED)
     world.drift()
     world.server.faults.add(r"/resolve/.*/adapter_model\.safetensors", times=2, status=503)
-    world.portllm("bot", "run", "--once")
+    run(world)
     (status,) = world.json("status")
     assert status["state"] == "rejected", status["reason"]
     assert "harms the new base" in status["reason"]
@@ -169,16 +174,31 @@ def test_what_the_patch_was_not_made_for_is_refused_with_a_reason(world: World) 
     world.subscribed("adapter", evaluated=False)
     other = save_tokenizer(save_base(world.folder / "other", "gpt2"))
     world.push(BASE, other, "Another architecture")
-    world.portllm("bot", "run", "--once")
+    run(world)
     (status,) = world.json("status")
     assert status["state"] == "refused"
     assert "architecture" in status["reason"] and world.base_sha[:7] in status["reason"]
 
 
-def test_without_an_evaluation_the_owner_is_asked_by_one_pull_request(world: World) -> None:
+def test_a_commit_that_can_not_be_read_loses_nothing(world: World) -> None:
+    world.subscribed("adapter", evaluated=False)
+    world.api.delete_file("model.safetensors", repo_id=BASE)
+    run(world)
+    (status,) = world.json("status")
+    assert status["state"] == "skipped" and "safetensors" in status["reason"]
+    world.drift()
+    run(world)
+    assert world.json("status")[0]["state"] == "asked"
+
+
+def test_without_an_evaluation_the_owner_is_asked_for_the_port_in_the_form_that_was_asked_for(
+    world: World,
+) -> None:
     world.subscribed("adapter", evaluated=False)
     world.drift()
-    world.portllm("bot", "run", "--once")
+    world.portllm("make", script="-m tests.killed_bot", code=-signal.SIGKILL)
+    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED, "--as", "merged")
+    run(world)
     (status,) = world.json("status")
     assert status["state"] == "asked" and "eval/portllm-eval.json" in status["reason"]
     (request,) = world.api.get_repo_discussions(PORTED)
@@ -186,45 +206,14 @@ def test_without_an_evaluation_the_owner_is_asked_by_one_pull_request(world: Wor
     assert "adapter_model.safetensors" not in world.api.list_repo_files(PORTED)
     files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{request.num}")
     assert {"adapter_model.safetensors", "README.md", "portllm.lock.json"} <= set(files)
-
-
-def test_a_commit_that_can_not_be_read_loses_nothing(world: World) -> None:
-    world.subscribed("adapter", evaluated=False)
-    world.api.delete_file("model.safetensors", repo_id=BASE)
-    world.portllm("bot", "run", "--once")
-    (status,) = world.json("status")
-    assert status["state"] == "skipped" and "safetensors" in status["reason"]
-    world.drift()
-    world.portllm("bot", "run", "--once")
-    assert world.json("status")[0]["state"] == "asked"
-
-
-def test_ports_of_a_private_base_do_not_become_public(world: World) -> None:
-    world.subscribed("adapter", evaluated=False)
-    world.api.create_repo(PORTED)
-    world.api.update_repo_settings(BASE, private=True)
-    world.drift()
-    world.portllm("bot", "run", "--once")
-    (status,) = world.json("status")
-    assert status["state"] == "refused" and "is public" in status["reason"]
-
-
-def test_a_port_keeps_the_form_it_was_asked_for_in(world: World) -> None:
-    world.subscribed("adapter", evaluated=False)
-    world.drift()
-    world.portllm("make", script="-m tests.killed_bot", code=-signal.SIGKILL)
-    world.portllm("subscribe", PATCH, "--follow", BASE, "--to", PORTED, "--as", "merged")
-    world.portllm("bot", "run", "--once")
-    (request,) = world.api.get_repo_discussions(PORTED)
-    files = world.api.list_repo_files(PORTED, revision=f"refs/pr/{request.num}")
-    assert "adapter_config.json" in files and "model.safetensors" not in files
+    assert "model.safetensors" not in files
 
 
 def test_a_repo_that_holds_somebodys_weights_is_not_overwritten(world: World) -> None:
     world.subscribed("adapter", evaluated=False)
     world.push(PORTED, world.patch, "My own model")
     world.drift()
-    world.portllm("bot", "run", "--once")
+    run(world)
     (status,) = world.json("status")
     assert status["state"] == "refused" and "no port wrote" in status["reason"]
     assert world.commits(PORTED)[0] == "My own model"
@@ -233,6 +222,6 @@ def test_a_repo_that_holds_somebodys_weights_is_not_overwritten(world: World) ->
 def test_a_base_that_vanished_is_said_so(world: World) -> None:
     world.subscribed("adapter", evaluated=False)
     world.api.delete_repo(BASE)
-    world.portllm("bot", "run", "--once")
+    run(world)
     (status,) = world.json("status")
     assert status["state"] == "blocked" and "does not exist" in status["reason"]

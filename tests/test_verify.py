@@ -55,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             subscribe += ["--policy", policy] if policy else []
             cli.app(subscribe, standalone_mode=False)
         release(world)
-        world.portllm("bot", "run", "--once")
+        world.portllm("bot", "run", "--once", script="-m tests.quick_bot")
         yield world
 
 
