@@ -5,7 +5,6 @@ import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from bot.hub import Hub, HubRepo, Publisher
@@ -127,18 +126,3 @@ def made_job(maker: str, **inputs: Any) -> Job:
 def load_job(database: Database, key: str) -> Job:
     with database.session() as session:
         return Job(**session.get_one(Port, key).job)
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """Where a port's parts lie on disk while it is made."""
-
-    folder: Path
-
-    @property
-    def merged(self) -> Path:
-        return self.folder / "merged"
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"

@@ -7,6 +7,7 @@ Nothing that a receiver does, or does not do, changes what becomes of the port.
 import contextlib
 import hashlib
 import hmac
+import html
 import ipaddress
 import json
 import logging
@@ -166,10 +167,7 @@ def _text(said: dict[str, Any], headline: str = "{}") -> str:
 
 def _body(kind: str, said: dict[str, Any]) -> dict[str, Any]:
     if kind == "slack":
-        text = _text(said)
-        for sign, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-            text = text.replace(sign, name)
-        return {"text": text}
+        return {"text": html.escape(_text(said), quote=False)}
     if kind == "discord":  # and nobody is called by name
         return {"content": _text(said), "allowed_mentions": {"parse": []}}
     return said

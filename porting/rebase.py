@@ -77,7 +77,7 @@ def _converted(
     tensors = {tensor.name: load(patch, tensor) for tensor in update.tensors}
     weight = oriented(load(old_base, touch.old), touch)
     layer = PeftLayer(config, update, tensors, {update.module: tuple(weight.shape)})
-    pair = converted_pair(update, tensors, layer.initial(weight))
+    pair = converted_pair(tensors, layer.initial(weight))
     names = {name.rsplit(".", 2)[1]: name for name in tensors if name.endswith(".weight")}
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in update.tensors}
     return {

@@ -7,6 +7,7 @@ base that has not moved.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +149,7 @@ class Hub:
                 snapshot_download(
                     repo,
                     revision=sha,
-                    allow_patterns=[_literal(name) for name in files],
+                    allow_patterns=[escape(name) for name in files],
                     endpoint=self.endpoint,
                     token=self.token,
                 )
@@ -262,7 +263,7 @@ class Hub:
                 named.repo,
                 repo_type="dataset",
                 revision=named.revision,
-                allow_patterns=[_literal(named.file)],
+                allow_patterns=[escape(named.file)],
                 endpoint=self.endpoint,
                 token=self.token,
             )
@@ -273,8 +274,3 @@ def _strings(value: object) -> list[str]:
     """Of a field that may be one or several; what else a stranger put there is left out."""
     several = value if isinstance(value, list) else [value]
     return [each for each in several if isinstance(each, str)]
-
-
-def _literal(name: str) -> str:
-    """`name` as an fnmatch pattern that matches just itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

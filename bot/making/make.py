@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from bot.context import Artefact, Context, Job
+from bot.context import Context, Job
 from bot.hub import Hub
 from bot.making import sandbox
 from bot.making.inputs import Inputs, patch_folder
@@ -65,7 +65,7 @@ def ready(
 
 def is_made(context: Context, job: Job, part: str, made: dict[str, str]) -> bool:
     """Whether this part of what was judged is on this disk."""
-    path = artefact(context, job).folder / part
+    path = context.settings.work(job.key) / part
     return part in made and path.is_file() and sha256(path) == made[part]
 
 
@@ -93,7 +93,7 @@ def _is_judged(context: Context, job: Job) -> bool:
 
 
 def _make(context: Context, job: Job, scale: float, report: sandbox.Report) -> dict[str, str]:
-    folder = artefact(context, job).folder
+    folder = context.settings.work(job.key)
     for form in ("merged", "adapter") if job.form == "both" else (job.form,):
         # Finished by an attempt that died before it could say so: made again, for its digests.
         shutil.rmtree(folder / form, ignore_errors=True)
@@ -119,10 +119,6 @@ def make_in(folder: Path, inputs: Inputs, report: sandbox.Report) -> dict[str, s
         if not PART.fullmatch(name) or (folder / name).is_symlink():
             raise PortllmError(f"The computing process answered with a path that is none: {name!r}")
     return digests
-
-
-def artefact(context: Context, job: Job) -> Artefact:
-    return Artefact(context.settings.work(job.key))
 
 
 def remove_work(context: Context, key: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from bot.context import Context, Job
 from bot.making import sandbox, trial
 from bot.making.inputs import patch_folder
-from bot.making.make import artefact
 from bot.making.sandbox import Report
 from judging.evidence import Slice
 from judging.scale import better
@@ -34,7 +33,7 @@ def choose(context: Context, job: Job, report: Report) -> Choice:
     if task is None or len(task.items) < 2 * SLICED or not trial.means_the_same(patch):
         return Choice()
     arm = trial.beside(job.new_base(context.hub), patch_folder(patch))
-    work = artefact(context, job).folder / "slice.json"
+    work = context.settings.work(job.key) / "slice.json"
     work.parent.mkdir(parents=True, exist_ok=True)
     work.write_text(task.model_dump_json(), encoding="utf-8")
     found = sandbox.run({"do": "slice", "task": str(work), **arm}, report)

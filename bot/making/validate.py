@@ -10,7 +10,7 @@ from importlib.metadata import version
 from bot.context import ENGINE, Context, Job
 from bot.making import trial
 from bot.making.inputs import base_folder, patch_folder
-from bot.making.make import artefact, scaled
+from bot.making.make import scaled
 from bot.making.sandbox import Report
 from bot.making.scale import Choice
 from judging.evidence import Evidence, Slice
@@ -25,7 +25,7 @@ SCORER = f"{ENGINE}, transformers {version('transformers')}, lm-eval {version('l
 
 def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evidence:
     """The evidence on `job`; without a task where the patch names no evaluation."""
-    hub, work = context.hub, artefact(context, job).folder
+    hub, work = context.hub, context.settings.work(job.key)
     patch, new, old = job.patch(hub), job.new_base(hub), job.old_base(hub)
     own = read_task(patch, hub.data) if job.judged_by.evaluate else None
     if own is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bot.context import Context, Job
 from bot.hub import HubRepo
 from bot.making.inputs import Inputs, patch_folder
-from bot.making.make import artefact, check_made, is_made, is_spread, parts, ready, scaled
+from bot.making.make import check_made, is_made, is_spread, parts, ready, scaled
 from bot.making.remote import remote
 from bot.making.sandbox import Report
 from bot.publishing.content import Content, Uploaded
@@ -57,7 +57,7 @@ class Assembly:
             PortllmError: it does not come out as what was judged.
         """
         context, job = self.context, self.job
-        folder = artefact(context, job).folder
+        folder = context.settings.work(job.key)
         if not is_spread(context.hub, job):
             self.made = ready(context, job, self.scale, self.judged, self.report)
             named = parts(job.form, self.made)
@@ -104,7 +104,7 @@ def send(
     report: Report,
 ) -> Uploaded:
     """Have `file` of the merged model on the Hub, ready for a commit: as it was made, or anew."""
-    path = artefact(context, job).merged / file
+    path = context.settings.work(job.key) / "merged" / file
     if judged is not None and is_made(context, job, MERGED + file, judged):
         sent = Uploaded(judged[MERGED + file], path.stat().st_size)
         context.publisher.upload(job.to_repo, path, sent)

@@ -5,7 +5,6 @@ rows are cut into blocks, and a few in a million results would then round to ano
 """
 
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -23,7 +22,6 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDICES = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 SCAN = 1 << 23  # bytes
 KEPT_PAIRS = 4
-Read = Callable[[TensorInfo], torch.Tensor]
 
 
 class Delta(Protocol):
@@ -155,7 +153,7 @@ class Deltas:
         if update.meaning == "initialised":
             assert touch.old is not None and self._old is not None
             weight = oriented(load(self._old, touch.old), touch)
-            a, b = converted_pair(update, tensors, layer.initial(weight))
+            a, b = converted_pair(tensors, layer.initial(weight))
             left, right = (a.T, b.T) if touch.transposed else (b, a)
             return LowRank(left.contiguous() * update.scale, right.contiguous())
         folder, tensor = (
@@ -167,7 +165,7 @@ class Deltas:
 
 
 def converted_pair(
-    update: Operator, tensors: dict[str, torch.Tensor], initial: tuple[torch.Tensor, torch.Tensor]
+    tensors: dict[str, torch.Tensor], initial: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A `(2 rank, in)` and B `(out, 2 rank)` of the plain LoRA that equals a class B adapter.
 

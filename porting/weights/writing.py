@@ -3,23 +3,18 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 PREFIX = "base_model.model."
 
 
-class Add(Protocol):
-    """Appends one tensor to the file."""
-
-    def __call__(
-        self, name: str, dtype: str, shape: Iterable[int], blocks: Iterable[bytes]
-    ) -> None:
-        """`blocks` are the bytes of the tensor, in order."""
+# Appends one tensor to the file: its name, dtype and shape, and the blocks of its bytes, in order.
+Add = Callable[[str, str, Iterable[int], Iterable[bytes]], None]
 
 
 @contextmanager
