@@ -16,7 +16,7 @@ from judging.policy import VerdictPolicy
 from judging.verdict import judge, weigh_all
 from localhub.server import Server
 from patch_cards import lock
-from patch_cards.account import account
+from patch_cards.account import account, is_served
 from patch_cards.card import (
     BEGIN,
     END,
@@ -432,6 +432,12 @@ def saved(field: str = "modules_to_save") -> Absolute:
         (found(updates=(saved(),)), "merged", None, ("Added:", "(modules_to_save)", "differences")),
         (found(kind="pissa", portability="B"), "adapter", None, ("Converted: pissa", "plain LoRA")),
         (found(kind="pissa", portability="B"), "merged", None, ("Converted: pissa", "weights")),
+        (
+            found(kind="olora", portability="B", updates=(saved(),)),
+            "adapter",
+            None,
+            ("Converted: olora", "plain LoRA", "(modules_to_save)", "differences"),
+        ),
         (found(kind="dora", portability="C"), "both", "reapply", ("Reapplied: dora", "f(W_new)")),
         (found(kind="dora", portability="C"), "adapter", None, ("Reapplied: dora", "is loaded")),
         (found(kind="dora", portability="C"), "merged", "freeze", ("Frozen: dora", "f(W_old)")),
@@ -446,3 +452,19 @@ def test_a_card_says_what_was_done(
     card = render(facts(form, kind=adapter.kind, account=said))
     assert said in card and metadata(card)["tags"][:2] == ["portllm", adapter.kind]
     assert ("byte for byte those of the base" in card) == (form != "adapter")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "served"),
+    [
+        (found(), True),
+        (found(kind="rslora"), True),
+        (found(kind="pissa", portability="B"), True),  # it comes out as a plain LoRA
+        (found(kind="pissa", portability="B", updates=(saved(),)), False),
+        (found(updates=(saved("bias"),)), False),
+        (found(kind="loha"), False),
+        (found(kind="dora", portability="C"), False),
+    ],
+)
+def test_what_comes_out_as_a_plain_lora_is_served_by_vllm(adapter: Adapter, served: bool) -> None:
+    assert is_served(adapter) == served
