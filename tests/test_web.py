@@ -136,7 +136,7 @@ def test_no_string_comes_out_as_html(hostile: str) -> None:
         license=evil, pipeline_tag=evil, task=evil, added_at=at,
     )  # fmt: skip
     moment = Moment(evil, evil, evil, evil, at, "published", evil, evil, evil, evil, evil, evil,
-                    {arm: figure for arm in ("before", "old", "new", "port")})  # fmt: skip
+                    evil, {arm: figure for arm in ("before", "old", "new", "port")})  # fmt: skip
     followed = Followed(
         id=1, patch=evil, base=evil, follows=evil, to=evil, form=evil, policy=evil, delivery=evil,
         managed=True, state=evil, reason=evil, port=evil, url=evil, moments=[moment],
@@ -327,6 +327,20 @@ def test_a_port_has_the_names_of_its_repo_and_only_a_published_one_is_verified(
     assert ">adapter_config.json<" in published and "adapter/adapter_config.json" not in published
     assert "<dt>Published</dt>" in published and "portllm verify" in published
     assert "<dt>Asked</dt>" in asked and "portllm verify" not in asked
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_patch_is_loaded_at_the_commit_that_its_port_was_published_as(
+    tmp_path: Path, form: str
+) -> None:
+    place = Furnished(tmp_path)
+    base, patch = place.base(), place.patch(PATCH)
+    into = place.subscription(patch, base, "other/ported", form=form)
+    merged, url = "7" * 40, f"https://huggingface.co/other/ported/tree/{'7' * 40}"
+    place.port(into, place.release(base, 1), PortState.PUBLISHED, published_sha=merged, url=url)
+    shown = html.unescape(TestClient(create_app(place.context, None)).get(f"/patch/{PATCH}").text)
+    assert f'"other/ported", revision="{merged}")' in shown and f'href="{url}"' in shown
+    assert "base-" not in shown  # where the bot may not write, there is no such tag
 
 
 def test_errors_are_pages_or_json(web: TestClient, place: Furnished) -> None:
