@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 PAGES = {
     "home": "/",
-    "search": "/?q=lora&state=published",
+    "search": "/?q=lora&state=published&verdict=publish",
     "patch": f"/patch/{PATCH}",
     "base": f"/base/{BASE}",
     "bases": "/bases",
