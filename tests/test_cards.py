@@ -302,6 +302,11 @@ def test_the_owner_of_a_patch_keeps_words_and_metadata(before: str, after: str) 
     assert card["base_model_relation"] == "adapter" and OLD in again
 
 
+def test_what_is_not_additive_has_two_ways_in_the_card_of_a_patch() -> None:
+    card = render_patch(replace(OF_PATCH, kind="dora", portability="C"), "")
+    assert "its operator works on the new base's weights, or what it did to the old ones" in card
+
+
 def test_the_card_of_a_patch_leads_to_its_ports_where_they_are() -> None:
     url = f"https://hub.test/other/ported/tree/{NEWER}"  # there is no tag: it is not the bot's repo
     port = Moment("port", "other/ported", "vendor/base", NEW, now(), "published", "publish", url)
