@@ -1,4 +1,4 @@
-"""Settings, from the environment: PORTLLM_HOME, PORTLLM_DATABASE_URL, PORTLLM_POLL_SECONDS.
+"""Settings, from the environment: PORTLLM_ and the name of a field, in capitals.
 
 The Hub's own HF_ENDPOINT, HF_TOKEN and HF_HOME are read by huggingface_hub, as everywhere.
 """

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from porting.errors import UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Action = Literal["publish", "ask", "reject"]  # what a verdict says is to be done
 
 
 class VerdictPolicy(BaseModel):
@@ -33,8 +34,8 @@ class VerdictPolicy(BaseModel):
     first_items: Annotated[int, Field(ge=20)] = 200
     most_items: Annotated[int, Field(ge=20)] = 1600
     # What is done when it is still not clear, and when the new base alone already does as well.
-    unclear: Literal["ask", "reject", "publish"] = "ask"
-    not_needed: Literal["ask", "reject", "publish"] = "reject"
+    unclear: Action = "ask"
+    not_needed: Action = "reject"
     # Whether anything is measured at all; if not, every port asks.
     evaluate: bool = True
     # The patch is added this many times; `auto` takes the scale that the loss asks for.

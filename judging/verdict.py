@@ -9,18 +9,16 @@ new base beyond what it cost the old one, and what its users lose against what t
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from pydantic import BaseModel
 
 from judging.arms import figure
 from judging.evidence import Evidence, Measured
-from judging.policy import VerdictPolicy
+from judging.policy import Action, VerdictPolicy
 from judging.scale import better, gains
 from judging.statistics import Estimate, Flips, flips, mean, paired, share
 
 FEWEST = 20  # items; below, no interval is worth its name
-Action = Literal["publish", "ask", "reject"]
 
 
 class Finding(BaseModel):

@@ -1,1 +1,1 @@
-"""What is shown: the model card of a port and the lock file that says how to make it again."""
+"""What is shown: cards of ports and patches, charts, the lock file, licences, pages."""

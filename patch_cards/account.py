@@ -1,7 +1,8 @@
-"""What was done to a patch, in one sentence for a person."""
+"""What was done to a patch, in one sentence for a person, and what serves the port."""
 
 from porting import Adapter
 
+PLAIN = ("lora", "rslora")
 ABSOLUTE = (
     " Values that the patch holds whole ({field}) are moved as their differences to the base it "
     "was trained on, so that what the vendor changed there stays changed."
@@ -11,9 +12,17 @@ ABSOLUTE = (
 def account(found: Adapter, form: str, policy: str | None) -> str:
     """What a port of `found` in this form (`adapter`, `merged`, `both`) and policy is."""
     sentence = _said(found, form, policy)
-    if found.old_base_field is not None and found.portability != "B":
-        sentence += ABSOLUTE.format(field=found.old_base_field)
+    if found.whole_field is not None:
+        sentence += ABSOLUTE.format(field=found.whole_field)
     return sentence
+
+
+def is_served(found: Adapter) -> bool:
+    """Whether vLLM takes the port's adapter: plain LoRA only, and no other weights beside it.
+
+    One of class B comes out as plain LoRA.
+    """
+    return (found.portability == "B" or found.kind in PLAIN) and found.whole_field is None
 
 
 def _said(found: Adapter, form: str, policy: str | None) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from judging.arms import ARMS, figure
+from judging.policy import Action
 from patch_cards.chart import draw
 from registry.models import PortState
 from registry.views import (
@@ -62,9 +63,10 @@ class Site:
 
     def home(self, patches: Page[PatchRow], ports: list[PortRow], releases: list[ReleaseRow],
              bases: list[BaseRow], asked: dict[str, str]) -> str:  # fmt: skip
-        """`asked` is what was searched for: q, base, task and state, as far as given."""
+        """`asked` is what was searched for, as far as given: q, base, task, state and verdict."""
         return self._page("home.html", patches=patches, ports=ports, releases=releases,
-                          bases=bases, asked=asked, states=list(PortState))  # fmt: skip
+                          bases=bases, asked=asked, states=list(PortState),
+                          verdicts=get_args(Action))  # fmt: skip
 
     def patch(self, view: PatchView) -> str:
         charts = {each.id: draw(each.moments) for each in view.subscriptions.items}

@@ -11,7 +11,8 @@ TAG = "portllm"  # by which patches are found
 CLASSES = {
     "A": "it is added to the base, so it can be added to another one",
     "B": "it started from the base's own weights, so what training changed since is carried over",
-    "C": "it is not additive, so its operator works on the new base's weights",
+    "C": "it is not additive, so its operator works on the new base's weights, or what it did to "
+    "the old ones is added, as whoever subscribes it says",
     "D": "it can't be merged, and is pointed at the new base as it is",
 }
 

@@ -11,6 +11,8 @@ from sqlalchemy import Select, exists, func, select, tuple_
 from sqlalchemy.orm import Session, aliased, contains_eager, defer, joinedload
 
 from judging.evidence import Evidence
+from judging.policy import Action
+from registry.having import all_with, such, those_with
 from registry.history import ALPHA, history
 from registry.models import Base, Control, Patch, Port, PortState, Release, Subscription, Worker
 from registry.paging import number, values, written
@@ -38,7 +40,7 @@ ROWS = 20  # on a page
 SECTIONS = 4  # subscriptions on a patch's page
 RELEASES = MOMENTS = 8  # on a base's, and of one subscription
 WORDS = 8  # of a search
-WINDOW = 100  # patches that are looked at for a page of those in a common state
+WINDOW = 100  # patches that are looked at for a page of those with a common kind of port
 COUNTED = 200  # ports in a state, at the most
 FEW = 300  # rows that may be looked at for one page
 OPEN = (*(state for state in PortState if state in PENDING), PortState.ASKED)
@@ -63,8 +65,12 @@ class Browse:
         task: str = "",
         state: PortState | None = None,
         cursor: str | None = None,
+        action: Action | None = None,
     ) -> Page[PatchRow]:
-        """The newest first, each repo once: those with these words in their name, and all else."""
+        """The newest first, each repo once: those with these words in their name, and all else.
+
+        One port has both, the state and the verdict's `action`.
+        """
         newer = aliased(Patch)
         query = self._public(select(Patch)).where(
             ~exists().where(newer.repo == Patch.repo, newer.id > Patch.id)
@@ -78,33 +84,23 @@ class Browse:
         query = query.order_by(Patch.id.desc())
         if cursor is not None:
             query = query.where(Patch.id < number(cursor))
-        if state is not None:
-            return self._with_port(query, state)
+        if state is not None or action is not None:
+            return self._with_port(query, state, action)
         return self._page(query, PatchRow.of, lambda patch: str(patch.id))
 
-    def _with_port(self, query: Select[Any], state: PortState) -> Page[PatchRow]:
-        """Of a state that few ports are in, from these; else of the next patches those that fit.
+    def _with_port(
+        self, query: Select[Any], state: PortState | None, action: Action | None
+    ) -> Page[PatchRow]:
+        """Where few ports are such, from these; else of the next patches those that have one.
 
         Then a page may be short, and the next one still has more.
         """
-        some = (
-            select(Subscription.patch_id)
-            .join(Port, Port.subscription_id == Subscription.id)
-            .where(Port.state == state)
-            .limit(FEW + 1)
-        )
-        ids = list(self._session.scalars(some))
-        if len(ids) <= FEW:
-            fitting = query.where(Patch.id.in_(set(ids)))
+        few = all_with(self._session, state, action)
+        if few is not None:
+            fitting = query.where(Patch.id.in_(few))
             return self._page(fitting, PatchRow.of, lambda patch: str(patch.id))
         looked_at = list(self._session.scalars(query.limit(WINDOW)))
-        has_one = exists().where(
-            Subscription.patch_id == Patch.id,
-            Port.subscription_id == Subscription.id,
-            func.lower(Port.state) == state,  # by the patch, not by the state
-        )
-        ids = [patch.id for patch in looked_at]
-        fit = set(self._session.scalars(select(Patch.id).where(Patch.id.in_(ids), has_one)))
+        fit = those_with(self._session, [patch.id for patch in looked_at], state, action)
         found = [patch for patch in looked_at if patch.id in fit][:ROWS]
         last = found[-1] if len(found) == ROWS else (looked_at or [None])[-1]
         is_end = len(found) < ROWS and len(looked_at) < WINDOW
@@ -177,26 +173,24 @@ class Browse:
         patch: str = "",
         release: int | None = None,
         cursor: str | None = None,
-        action: str = "",
+        action: Action | None = None,
     ) -> Page[PortRow]:
-        """Those published last first; in a state, or of a patch, or of a release by its verdict."""
-        query = self._ports()
-        keys: tuple[Any, ...] = (Port.published_at, Port.key)
-        if patch:
-            # Few are of it: SQLite must not read all that are in the state.
+        """Those that all of this is true of; without any of it, those published last first.
+
+        Those with a verdict, and no more said, are ordered by their state.
+        """
+        query = self._ports().where(*such(state, action, by_index=not patch))
+        keys: tuple[Any, ...] = (Port.due_at, Port.key)
+        if patch:  # few are of it
             query, keys = query.where(Patch.repo == patch), (Port.release_id, Port.subscription_id)
-            if state is not None:
-                query = query.where(func.lower(Port.state) == state)
+            if release is not None:
+                query = query.where(func.abs(Port.release_id) == release)
         elif release is not None:
             query, keys = query.where(Port.release_id == release), (Port.subscription_id,)
-            if state is not None:
-                query = query.where(Port.state == state)
-            if action:
-                query = query.where(Port.action == action)
-        elif state is not None:
-            query, keys = query.where(Port.state == state), (Port.due_at, Port.key)
-        else:
-            query = query.where(Port.published_at.is_not(None))
+        elif state is None and action is not None:
+            keys = (Port.state, *keys)
+        elif state is None:
+            query, keys = query.where(Port.published_at.is_not(None)), (Port.published_at, Port.key)
         if cursor is not None:
             query = query.where(tuple_(*keys) < tuple_(*values(keys, cursor)))
         query = query.order_by(*(key.desc() for key in keys))

@@ -29,8 +29,8 @@ class Moment:
     """One release and the port to it in `to`.
 
     `action` is the verdict, None without one; `arms` maps those of `judging.arms` to what they
-    reached on the patch's own task, empty where nothing was measured. The patch was trained on
-    `old_repo` at `old_sha`.
+    reached on the patch's own task, empty where nothing was measured. `published_sha` is the commit
+    that holds the port. The patch was trained on `old_repo` at `old_sha`.
     """
 
     key: str
@@ -41,6 +41,7 @@ class Moment:
     state: str
     action: str | None
     url: str | None
+    published_sha: str | None = None
     old_repo: str | None = None
     old_sha: str | None = None
     task: str | None = None
@@ -56,6 +57,7 @@ def history(session: Session, subscription_id: int, most: int = 20) -> list[Mome
             Port.job,
             Port.state,
             Port.url,
+            Port.published_sha,
             Port.action,
             Port.evidence["looks"],
             Port.evidence["own"],
@@ -69,7 +71,7 @@ def history(session: Session, subscription_id: int, most: int = 20) -> list[Mome
         .limit(most)
     )
     found = []
-    for key, job, state, url, action, looks, own, repo, sha, seen_at in rows:
+    for key, job, state, url, published_sha, action, looks, own, repo, sha, seen_at in rows:
         alpha = (job.get("verdict_policy") or {}).get("alpha", ALPHA) / (looks or 1)
         measured = own or {}
         found.append(
@@ -82,6 +84,7 @@ def history(session: Session, subscription_id: int, most: int = 20) -> list[Mome
                 state=state,
                 action=action,
                 url=url,
+                published_sha=published_sha,
                 old_repo=job.get("old_repo"),
                 old_sha=job.get("old_sha"),
                 task=measured.get("task"),

@@ -264,6 +264,7 @@ class Port(Record):
         UniqueConstraint("subscription_id", "release_id"),
         Index(None, "release_id", "subscription_id"),
         Index(None, "state", "due_at", "key"),
+        Index(None, "action", "state", "due_at", "key"),
         Index(None, "release_id", "action", "subscription_id"),
         Index(None, "published_at", "key"),
     )

@@ -156,7 +156,7 @@ class BaseRow(View):
 
 
 class ReleaseRow(View):
-    """`ports` counts them by state, over all patches."""
+    """`verdicts` counts the ports to it by their verdict, over all patches; `none` have none."""
 
     id: int
     base: str

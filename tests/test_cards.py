@@ -1,6 +1,7 @@
 """A port's card: evidence and provenance for readers, metadata for the Hub, owners' words kept."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from judging.policy import VerdictPolicy
 from judging.verdict import judge, weigh_all
 from localhub.server import Server
 from patch_cards import lock
-from patch_cards.account import account
+from patch_cards.account import account, is_served
 from patch_cards.card import (
     BEGIN,
     END,
@@ -34,6 +35,8 @@ from patch_cards.patch_card import render as render_patch
 from porting import Adapter, Layout, TensorInfo
 from porting.errors import Refused
 from porting.patch.updates import Absolute
+from registry.history import Moment
+from registry.models import now
 
 OLD, NEW, NEWER, PATCH_SHA = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 
@@ -204,7 +207,9 @@ def test_the_card_says_how_to_load_what_is_there() -> None:
     assert 'subfolder="adapter"' in both and 'subfolder="adapter"' not in adapter + merged
     assert "on the merged weights" in merged and "on the merged weights" not in adapter
     assert "vllm serve" not in render(facts(is_served=False))
-    assert "refs/pr/NUMBER" in render(facts(is_asked=True)) and "refs/pr/" not in adapter
+    assert "may move on" in adapter and "refs/pr/" not in adapter
+    asked = render(facts(is_asked=True))
+    assert "refs/pr/NUMBER" in asked and "if PortLLM may write here; otherwise" in asked
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
@@ -295,6 +300,18 @@ def test_the_owner_of_a_patch_keeps_words_and_metadata(before: str, after: str) 
     card = metadata(again)
     assert card["tags"] == ["mine", "portllm", "lora"] and card["base_model"] == "vendor/other"
     assert card["base_model_relation"] == "adapter" and OLD in again
+
+
+def test_what_is_not_additive_has_two_ways_in_the_card_of_a_patch() -> None:
+    card = render_patch(replace(OF_PATCH, kind="dora", portability="C"), "")
+    assert "its operator works on the new base's weights, or what it did to the old ones" in card
+
+
+def test_the_card_of_a_patch_leads_to_its_ports_where_they_are() -> None:
+    url = f"https://hub.test/other/ported/tree/{NEWER}"  # there is no tag: it is not the bot's repo
+    port = Moment("port", "other/ported", "vendor/base", NEW, now(), "published", "publish", url)
+    card = render_patch(replace(OF_PATCH, ports=[port, replace(port, state="asked")]), "")
+    assert card.count(f"[other/ported]({url})") == 1 and "| asked |" in card
 
 
 KEYS = st.text("abcdefghij_-", min_size=1, max_size=12)
@@ -432,6 +449,12 @@ def saved(field: str = "modules_to_save") -> Absolute:
         (found(updates=(saved(),)), "merged", None, ("Added:", "(modules_to_save)", "differences")),
         (found(kind="pissa", portability="B"), "adapter", None, ("Converted: pissa", "plain LoRA")),
         (found(kind="pissa", portability="B"), "merged", None, ("Converted: pissa", "weights")),
+        (
+            found(kind="olora", portability="B", updates=(saved(),)),
+            "adapter",
+            None,
+            ("Converted: olora", "plain LoRA", "(modules_to_save)", "differences"),
+        ),
         (found(kind="dora", portability="C"), "both", "reapply", ("Reapplied: dora", "f(W_new)")),
         (found(kind="dora", portability="C"), "adapter", None, ("Reapplied: dora", "is loaded")),
         (found(kind="dora", portability="C"), "merged", "freeze", ("Frozen: dora", "f(W_old)")),
@@ -446,3 +469,19 @@ def test_a_card_says_what_was_done(
     card = render(facts(form, kind=adapter.kind, account=said))
     assert said in card and metadata(card)["tags"][:2] == ["portllm", adapter.kind]
     assert ("byte for byte those of the base" in card) == (form != "adapter")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "served"),
+    [
+        (found(), True),
+        (found(kind="rslora"), True),
+        (found(kind="pissa", portability="B"), True),  # it comes out as a plain LoRA
+        (found(kind="pissa", portability="B", updates=(saved(),)), False),
+        (found(updates=(saved("bias"),)), False),
+        (found(kind="loha"), False),
+        (found(kind="dora", portability="C"), False),
+    ],
+)
+def test_what_comes_out_as_a_plain_lora_is_served_by_vllm(adapter: Adapter, served: bool) -> None:
+    assert is_served(adapter) == served

@@ -146,7 +146,9 @@ def test_where_the_bot_may_not_write_the_owner_is_asked(judged: Judged) -> None:
     port = judged.read(key)
     assert port.state == PortState.ASKED
     assert "may not write to other/ported" in port.reason
-    assert "may not write to other/ported" in comments(judged, target, 1)[0]
+    said = comments(judged, target, 1)[0]
+    assert "may not write to other/ported" in said
+    assert "if PortLLM may write here; otherwise use the merge commit" in said
     assert lock.NAME not in files(judged, target, "main")
     other.merge_pull_request(target, 1)
     follow_up(judged.context, target)

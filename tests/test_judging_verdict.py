@@ -325,7 +325,7 @@ def test_looks_of_the_default_policy() -> None:
         ('{"margin": 5}', "margin: Input should be less than or equal to 1"),
         ('{"alpha": NaN}', "alpha: "),
         ('{"alpha": 0}', "alpha: "),
-        ('{"unclear": "maybe"}', "unclear: Input should be 'ask', 'reject' or 'publish'"),
+        ('{"unclear": "maybe"}', "unclear: Input should be 'publish', 'ask' or 'reject'"),
         ('{"scale": 3}', "scale: Input should be 'auto', or Input should be less than or equal"),
         ('{"first_items": 5}', "first_items: "),
         ("[]", "Input should be an object"),

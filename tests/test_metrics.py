@@ -1,6 +1,7 @@
 """What monitors are shown: metrics against a count by hand, health against what can be wrong."""
 
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -189,6 +190,13 @@ def test_metrics_are_what_one_counts_by_hand(context: Context) -> None:
     assert shown["look_age_seconds"]["1",] == pytest.approx(
         (now() - oldest).total_seconds(), abs=60
     )
+
+
+def test_every_metric_is_in_the_docs(context: Context) -> None:
+    page = (Path(__file__).parents[1] / "docs/serve.md").read_text().partition("## Metrics")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert samples(context).keys() - documented == set()
 
 
 def test_a_scrape_reads_no_table_whole(context: Context) -> None:

@@ -51,6 +51,11 @@ def test_every_setting_is_in_the_docs() -> None:
     assert names == set(re.findall(r"`(PORTLLM_\w+)`", page.split("## Settings")[1]))
 
 
+def test_it_is_installed_from_the_checkout_for_it_is_on_no_index() -> None:
+    for file in (*PAGES, ROOT / "examples/README.md", *(ROOT / "bot").rglob("*.py")):
+        assert not re.search(r"pip install[^\n`]*\bportllm\b", file.read_text()), file.name
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -4,8 +4,9 @@ import html
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from markupsafe import escape
 
 from bot.serve.app import create_app
 from bot.watching.watch import _see
+from judging.policy import Action
 from patch_cards.pages import Site
 from porting.errors import HubError
 from registry.history import Figure, Moment
@@ -44,6 +46,7 @@ GET = [
     *(f"/api/patches/{PATCH}", f"/api/bases/{BASE}"),
     *(f"/api/ports?state={state}" for state in PortState),
     *(f"/?state={state}" for state in PortState),
+    *(f"{page}?verdict={action}" for page in ("/", "/ports") for action in get_args(Action)),
 ]
 HIDDEN = [
     *(f"/patch/{MARK}/{MARK}-lora", f"/base/v/{MARK}", f"/?q={MARK}", f"/?base=v/{MARK}"),
@@ -136,7 +139,7 @@ def test_no_string_comes_out_as_html(hostile: str) -> None:
         license=evil, pipeline_tag=evil, task=evil, added_at=at,
     )  # fmt: skip
     moment = Moment(evil, evil, evil, evil, at, "published", evil, evil, evil, evil, evil, evil,
-                    {arm: figure for arm in ("before", "old", "new", "port")})  # fmt: skip
+                    evil, {arm: figure for arm in ("before", "old", "new", "port")})  # fmt: skip
     followed = Followed(
         id=1, patch=evil, base=evil, follows=evil, to=evil, form=evil, policy=evil, delivery=evil,
         managed=True, state=evil, reason=evil, port=evil, url=evil, moments=[moment],
@@ -201,7 +204,10 @@ def test_no_cursor_is_an_error_of_ours(web: TestClient, cursor: str) -> None:
         ("/api/ports?state=published", "key"),
         ("/api/ports?patch=me/many", "key"),
         ("/api/ports?release=1", "key"),
+        ("/api/ports?verdict=publish", "key"),
+        ("/api/ports?verdict=publish&state=published", "key"),
         ("/api/patches?state=published", "repo"),
+        ("/api/patches?verdict=publish", "repo"),
         ("/api/patches?q=MANY -A", "repo"),
     ],
 )
@@ -209,7 +215,7 @@ def test_pages_of_a_list_have_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, names: str
 ) -> None:
     monkeypatch.setattr("registry.browse.ROWS", 3)
-    monkeypatch.setattr("registry.browse.FEW", 4)
+    monkeypatch.setattr("registry.having.FEW", 4)
     monkeypatch.setattr("registry.browse.WINDOW", 5)
     place = Furnished(tmp_path)
     base = place.base("vendor/zero")
@@ -239,6 +245,50 @@ def test_pages_of_a_list_have_each_row_once(
         found += [row[names] for row in page["items"]]
         more = page["next"] and {"cursor": page["next"]}
     assert sorted(found) == sorted(expected)
+
+
+def test_every_filter_that_is_given_holds(web: TestClient, place: Furnished) -> None:
+    def shown(path: str, name: str, asked: dict[str, str]) -> set[str]:
+        page = web.get(path, params=asked).json()
+        assert page["next"] is None
+        return {row[name] for row in page["items"]}
+
+    with place.database.session() as session:
+        rows = session.query(Port, Patch).join(Port.subscription).join(Patch)
+        ports = [
+            {"key": port.key, "state": str(port.state), "patch": patch.repo,
+             "release": str(port.release_id), "verdict": port.action or ""}
+            for port, patch in rows.filter(Patch.private.is_(False))
+        ]  # fmt: skip
+    releases = sorted({each["release"] for each in ports})
+    sizes = set()
+    for values in product(
+        ("", "published", "superseded", "waiting"),
+        ("", PATCH, "you/legal-dora"),
+        ("", *releases),
+        ("", "publish", "ask", "reject"),
+    ):
+        given = zip(("state", "patch", "release", "verdict"), values, strict=True)
+        asked = {name: value for name, value in given if value}
+        fitting = [each for each in ports if asked.items() <= each.items()]
+        if asked:
+            assert shown("/api/ports", "key", asked) == {each["key"] for each in fitting}, asked
+            sizes.add(len(fitting))
+        if not {"patch", "release"} & asked.keys() and asked:
+            mine = {each["patch"] for each in fitting}
+            assert shown("/api/patches", "repo", asked) == mine
+            assert shown("/api/patches", "repo", asked | {"q": "dora"}) == set()
+    assert len(sizes) > 4
+
+
+def test_a_search_by_verdict_is_said_and_turned(web: TestClient) -> None:
+    page = web.get("/?verdict=reject").text
+    assert '<option value="reject" selected>' in page and f"/patch/{PATCH}" in page
+    page = web.get("/?verdict=ask").text
+    assert "Patches found" in page and f"/patch/{PATCH}" not in page
+    rejected = web.get("/ports?verdict=reject").text
+    assert "<h1>Ports with the verdict reject</h1>" in rejected and key(7) in rejected
+    assert key(1) not in rejected
 
 
 def test_a_patch_is_shown_once_at_its_newest_commit(web: TestClient, place: Furnished) -> None:
@@ -329,15 +379,32 @@ def test_a_port_has_the_names_of_its_repo_and_only_a_published_one_is_verified(
     assert "<dt>Asked</dt>" in asked and "portllm verify" not in asked
 
 
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_patch_is_loaded_at_the_commit_that_its_port_was_published_as(
+    tmp_path: Path, form: str
+) -> None:
+    place = Furnished(tmp_path)
+    base, patch = place.base(), place.patch(PATCH)
+    into = place.subscription(patch, base, "other/ported", form=form)
+    merged, url = "7" * 40, f"https://huggingface.co/other/ported/tree/{'7' * 40}"
+    place.port(into, place.release(base, 1), PortState.PUBLISHED, published_sha=merged, url=url)
+    shown = html.unescape(TestClient(create_app(place.context, None)).get(f"/patch/{PATCH}").text)
+    assert f'"other/ported", revision="{merged}")' in shown and f'href="{url}"' in shown
+    assert "base-" not in shown  # where the bot may not write, there is no such tag
+
+
 def test_errors_are_pages_or_json(web: TestClient, place: Furnished) -> None:
     for path, status in (("/nowhere", 404), ("/port/no", 404), ("/?state=no", 400),
                          ("/ports?release=x", 400), ("/?q=%00", 400), ("/patch/a%00b", 400),
-                         (f"/?q={'x' * 300}", 400)):  # fmt: skip
+                         (f"/?q={'x' * 300}", 400), ("/?verdict=no", 400),
+                         ("/ports?verdict=no", 400)):  # fmt: skip
         answer = web.get(path)
         assert answer.status_code == status and answer.text.startswith("<!doctype html>")
         assert "To the first page" in answer.text and answer.headers["X-Content-Type-Options"]
     for path, status in (("/api/nowhere", 404), ("/api/ports/no", 404),
-                         ("/api/ports?state=no", 400), ("/api/search", 400)):  # fmt: skip
+                         ("/api/ports?state=no", 400), ("/api/search", 400),
+                         ("/api/ports?verdict=no", 400),
+                         ("/api/patches?verdict=no", 400)):  # fmt: skip
         answer = web.get(path)
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json()["status"] == answer.status_code == status and answer.json()["detail"]

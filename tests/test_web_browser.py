@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 PAGES = {
     "home": "/",
-    "search": "/?q=lora&state=published",
+    "search": "/?q=lora&state=published&verdict=publish",
     "patch": f"/patch/{PATCH}",
     "base": f"/base/{BASE}",
     "bases": "/bases",
@@ -141,7 +141,7 @@ def test_a_chart_and_a_card_are_seen(browser: webdriver.Chrome, site: str) -> No
     assert images and images[0][1] > 400
     text = browser.find_element(By.TAG_NAME, "main").text
     assert "portllm subscribe me/tickets-lora" in text and "84.0" in text
-    assert 'revision="base-' in text
+    assert 'revision="9000' in text
 
 
 def test_it_is_found_by_keyboard_and_without_scripts(browser: webdriver.Chrome, site: str) -> None:

@@ -14,6 +14,15 @@ from registry.database import Database
 from registry.models import PortState
 
 UNIT = 10  # of SQLite's own instructions
+# One of a hundred published ports was rejected once.
+JUDGED = """
+UPDATE ports SET action = CASE state
+    WHEN 'asked' THEN 'ask'
+    WHEN 'rejected' THEN 'reject'
+    WHEN 'published' THEN CASE WHEN subscription_id % 100 = 3 THEN 'reject' ELSE 'publish' END
+END
+"""
+RELEASE = 2001  # of the most popular base
 SIZES = [Sizes(100, 50, 200 * times, 1000 * times) for times in (1, 4)]
 
 
@@ -28,6 +37,7 @@ class Counted:
         with self.database.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE patches SET private = (id % 50 = 0)")
             connection.exec_driver_sql("UPDATE patches SET task = 'task-' || (id % 20)")
+            connection.exec_driver_sql(JUDGED)
         event.listen(self.database.engine, "checkout", self._listen)
 
     def _listen(self, connection: Any, *_: object) -> None:
@@ -62,6 +72,10 @@ def spent(place: Counted, page: str) -> int:
             "of a base and a task": lambda: browse.patches(base=rare, task="task-3"),
             "with a published port": lambda: browse.patches(state=PortState.PUBLISHED),
             "with no such port": lambda: browse.patches(state=PortState.WITHDRAWN),
+            "with a rejected port": lambda: browse.patches(action="reject"),
+            "with a published port that asks: none": lambda: browse.patches(
+                state=PortState.PUBLISHED, action="ask"
+            ),
             "a patch": lambda: browse.patch(patch),
             "bases": lambda: browse.bases(),
             "ports": lambda: browse.ports(),
@@ -70,7 +84,20 @@ def spent(place: Counted, page: str) -> int:
                 PortState.FAILED, cursor=browse.ports(PortState.FAILED).next
             ),
             "ports of a patch": lambda: browse.ports(patch=patch),
-            "ports to a release": lambda: browse.ports(PortState.PUBLISHED, release=91),
+            "rejected ports of a patch": lambda: browse.ports(patch=patch, action="reject"),
+            "ports of a patch to a release": lambda: browse.ports(patch=patch, release=RELEASE),
+            "ports to a release": lambda: browse.ports(PortState.PUBLISHED, release=RELEASE),
+            "published ports to a release, rejected": lambda: browse.ports(
+                PortState.PUBLISHED, release=RELEASE, action="reject"
+            ),
+            "ports that ask": lambda: browse.ports(action="ask"),
+            "the next ports that ask": lambda: browse.ports(
+                action="ask", cursor=browse.ports(action="ask").next
+            ),
+            "published ports, rejected": lambda: browse.ports(PortState.PUBLISHED, action="reject"),
+            "published ports that ask: none": lambda: browse.ports(
+                PortState.PUBLISHED, action="ask"
+            ),
             "status": lambda: browse.status({}),
         }[page]
         asked()
@@ -82,8 +109,12 @@ def spent(place: Counted, page: str) -> int:
 @pytest.mark.parametrize(
     "page",
     ["patches", "a page of patches", "of a base", "of a task", "of a base and a task",
-     "with a published port", "with no such port", "a patch", "bases", "ports", "failed ports",
-     "the next failed ports", "ports of a patch", "ports to a release", "status"],
+     "with a published port", "with no such port", "with a rejected port",
+     "with a published port that asks: none", "a patch", "bases", "ports", "failed ports",
+     "the next failed ports", "ports of a patch", "rejected ports of a patch",
+     "ports of a patch to a release", "ports to a release",
+     "published ports to a release, rejected", "ports that ask", "the next ports that ask",
+     "published ports, rejected", "published ports that ask: none", "status"],
 )  # fmt: skip
 def test_it_costs_the_same_in_a_registry_of_four_times_the_size(
     places: list[Counted], page: str

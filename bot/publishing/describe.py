@@ -10,14 +10,13 @@ from judging.evidence import Evidence
 from judging.spec import AnySpec, HubFile
 from judging.task import read_spec
 from patch_cards import card, chart, lock
-from patch_cards.account import account
+from patch_cards.account import account, is_served
 from patch_cards.licences import combine
-from porting import Adapter, Source, read_adapter
+from porting import Source, read_adapter
 from registry.history import Moment, history
 from registry.models import Port
 
 CARD = "README.md"
-PLAIN = ("lora", "rslora")
 
 
 def describe(
@@ -110,7 +109,7 @@ def card_facts(
         datasets=trained.datasets,
         dataset=_dataset(spec),
         home=hub.endpoint,
-        is_served=_is_served(adapter),
+        is_served=is_served(adapter),
         is_asked=verdict["action"] == "ask" or job.delivery == "request",
         has_chart=has_chart,
     )
@@ -133,12 +132,6 @@ def past(context: Context, job: Job) -> list[Moment]:
 def _dataset(spec: AnySpec | None) -> tuple[str, str] | None:
     items = getattr(spec, "items", None)
     return (items.repo, items.revision) if isinstance(items, HubFile) else None
-
-
-def _is_served(adapter: Adapter) -> bool:
-    """Whether vLLM takes the adapter: plain LoRA only, and no other weights beside it."""
-    plain = adapter.portability == "B" or adapter.kind in PLAIN
-    return plain and adapter.old_base_field is None
 
 
 def _findings(evidence: Evidence, job: Job) -> dict[str, Any]:

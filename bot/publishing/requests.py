@@ -221,8 +221,8 @@ def _about(job: Job, why: str) -> str:
     return (
         f"**What.** The patch {what}, ported to {base} without training.\n\n"
         f"**Why you are asked.** {always}{why}\n\n"
-        "**To say yes**, merge this. The revision is then tagged "
-        f"`{job.tag}`.\n\n"
+        f"**To say yes**, merge this. The revision is then tagged `{job.tag}`, if PortLLM may "
+        "write here; otherwise use the merge commit as the revision.\n\n"
         "**To say no**, close this. This port is not asked about again; a port to a later release "
         "may be.\n\n"
         "**To change this, or to never be asked again**, edit or delete `portllm.yaml` in the "

@@ -1,1 +1,1 @@
-"""`portllm serve`: takes the Hub's events, and shows how the bot is."""
+"""`portllm serve`: pages and an API of the registry, the Hub's events, and what monitors ask."""

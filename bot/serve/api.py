@@ -14,6 +14,7 @@ from bot.running import controls
 from bot.serve.visitors import Visitors
 from bot.serve.web import Cursor, Id, Release, Repo, Text, found
 from bot.trust import takeback
+from judging.policy import Action
 from porting.errors import UsageError
 from registry.models import Port, PortState, Subscription
 from registry.views import (
@@ -68,10 +69,11 @@ def reading(visitors: Visitors) -> APIRouter:
         base: Text = "",
         task: Text = "",
         state: PortState | None = None,
+        verdict: Action | None = None,
         cursor: Cursor = None,
     ) -> Page[PatchRow]:
         with visitors.browse(request) as browse:
-            return browse.patches(q, base, task, state, cursor)
+            return browse.patches(q, base, task, state, cursor, verdict)
 
     @made.get("/patches/{repo:path}", summary="A patch, its subscriptions and their ports")
     def patch(request: Request, repo: Repo, cursor: Cursor = None) -> PatchView:
@@ -94,14 +96,14 @@ def reading(visitors: Visitors) -> APIRouter:
 
     @made.get(
         "/ports",
-        summary="Ports: those published last, or in a state, of a patch, or of a release",
+        summary="Ports: those published last, or by state, patch, release and verdict",
     )
     def ports(
         request: Request,
         state: PortState | None = None,
         patch: Text = "",
         release: Release = None,
-        verdict: Text = "",
+        verdict: Action | None = None,
         cursor: Cursor = None,
     ) -> Page[PortRow]:
         with visitors.browse(request) as browse:

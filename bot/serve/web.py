@@ -1,12 +1,13 @@
 """The pages of the registry. They need no JavaScript, and nothing from anywhere else."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from bot.serve.visitors import Visitors
+from judging.policy import Action
 from patch_cards.pages import STYLE, Site, style
 from porting.errors import UsageError
 from registry.models import PortState
@@ -40,14 +41,15 @@ def router(
         base: Text = "",
         task: Text = "",
         state: Text = "",
+        verdict: Text = "",
         cursor: Cursor = None,
     ) -> str:
-        given = {"q": q, "base": base, "task": task, "state": state}
+        given = {"q": q, "base": base, "task": task, "state": state, "verdict": verdict}
         asked = {name: value.strip() for name, value in given.items() if value.strip()}
         with visitors.browse(request) as browse:
             patches = browse.patches(
                 asked.get("q", ""), asked.get("base", ""), asked.get("task", ""),
-                _state(asked.get("state", "")), cursor,
+                _state(asked.get("state", "")), cursor, _verdict(asked.get("verdict", "")),
             )  # fmt: skip
             first = not asked and cursor is None
             return site.home(
@@ -84,7 +86,7 @@ def router(
     ) -> str:
         given = {"state": state, "patch": patch, "release": str(release or ""), "verdict": verdict}
         with visitors.browse(request) as browse:
-            rows = browse.ports(_state(state), patch, release, cursor, verdict)
+            rows = browse.ports(_state(state), patch, release, cursor, _verdict(verdict))
         return site.ports(rows, {name: value for name, value in given.items() if value})
 
     @made.get("/port/{key}")
@@ -116,3 +118,10 @@ def _state(name: str) -> PortState | None:
     if name and name not in set(PortState):
         raise UsageError(f"{name} is no state: it is one of {', '.join(PortState)}.")
     return PortState(name) if name else None
+
+
+def _verdict(name: str) -> Action | None:
+    known: tuple[Action, ...] = get_args(Action)
+    if name and name not in known:
+        raise UsageError(f"{name} is no verdict: it is one of {', '.join(known)}.")
+    return next((action for action in known if action == name), None)

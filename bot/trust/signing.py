@@ -138,4 +138,7 @@ def _installed() -> None:
     try:
         import model_signing  # noqa: F401  # whether it can be, with all that it needs
     except ImportError as error:
-        raise UsageError("Signatures need model-signing: pip install 'portllm[sign]'") from error
+        raise UsageError(
+            "Signatures need model-signing. Where PortLLM was checked out: "
+            "pip install --constraint constraints.txt '.[sign]'"
+        ) from error

@@ -69,8 +69,11 @@ class Adapter:
     @property
     def old_base_field(self) -> str | None:
         """The field that only the old base gives a meaning, or None where it isn't needed."""
-        if self.portability == "B":
-            return "init_lora_weights"
+        return "init_lora_weights" if self.portability == "B" else self.whole_field
+
+    @property
+    def whole_field(self) -> str | None:
+        """The field that brought values which the patch holds whole, or None without any."""
         fields = (update.field for update in self.updates if isinstance(update, Absolute))
         return next(fields, None)
 

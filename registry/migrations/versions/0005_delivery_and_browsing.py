@@ -48,6 +48,7 @@ def upgrade() -> None:
             "ix_ports_release_id_action_subscription_id",
             ["release_id", "action", "subscription_id"],
         )
+        ports.create_index("ix_ports_action_state_due_at_key", ["action", "state", "due_at", "key"])
         ports.create_index("ix_ports_published_at_key", ["published_at", "key"])
     judged = sa.table("ports", sa.column("verdict", sa.JSON()), sa.column("action", sa.String()))
     op.execute(sa.update(judged).values(action=judged.c.verdict["action"].as_string()))
@@ -77,6 +78,7 @@ def downgrade() -> None:
         bases.drop_column("private")
     with op.batch_alter_table("ports") as ports:
         ports.drop_index("ix_ports_published_at_key")
+        ports.drop_index("ix_ports_action_state_due_at_key")
         ports.drop_index("ix_ports_release_id_action_subscription_id")
         ports.drop_column("action")
         ports.drop_index("ix_ports_state_due_at_key")
