@@ -14,9 +14,11 @@ from datasets import Dataset
 
 from bot.making import compute, sandbox
 from localhub.server import Server
+from porting import Folder, merge, plan
+from porting.subtract import extract_full
 from tests.test_sandbox import stand_in
 from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
-from tests.world import ITEMS, Portllm, World
+from tests.world import BASE, ITEMS, Portllm, World
 
 TASK, DATA = "eval/portllm-eval.json", "owner/items"
 WORK = {"judge": compute.judge, "port": compute.port, "stack": compute.stack}
@@ -109,6 +111,21 @@ def test_half_a_patch_is_judged_as_half_of_it(here: Portllm, world: World, tmp_p
     file.write_text('{"scale": "auto"}')
     here(*order(world), "--verdict-policy", file, code=2)
     assert "The bot chooses a scale" in here.messages
+
+
+def test_a_full_delta_is_judged_by_the_models_that_it_makes(
+    here: Portllm, world: World, tmp_path: Path
+) -> None:
+    lora, old, delta = world.patch, world.folder / "old", tmp_path / "delta"
+    merge(plan(Folder(old), Folder(lora), as_="merged"), old, lora, tmp_path / "tuned")
+    address = {"base_model_name_or_path": BASE, "revision": world.base_sha}
+    extract_full(tmp_path / "tuned", old, delta, address, lambda *_: None)
+    shutil.copytree(lora / "eval", delta / "eval")
+    found = here.json(*order(world, delta, lora), "--refit", delta)
+    for each in found:
+        arms = each["findings"]["own"]["arms"]
+        means = {"before": 0, "old": 1, "new": 0, "port": 1, "refit": 1}
+        assert {name: arm["mean"] for name, arm in arms.items()} == means
 
 
 def test_a_base_that_means_something_else_is_refused(

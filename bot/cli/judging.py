@@ -121,7 +121,7 @@ def _case(
     if trial.means_the_same(inputs.patch) or read_adapter(inputs.patch).portability == "D":
         extra["pair"] = arms["port"] = trial.beside(inputs.new, patch_folder(inputs.patch))
     else:
-        arms["port"] = trial.merged(inputs, work, report)
+        arms["port"] = trial.merged(inputs, work / "on-new", report)
     return trial.case(own, guard(), arms, judged_by) | extra
 
 
