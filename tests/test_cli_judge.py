@@ -13,9 +13,11 @@ import torch
 from datasets import Dataset
 
 from bot.making import compute, sandbox
+from judging.policy import VerdictPolicy
 from localhub.server import Server
 from porting import Folder, merge, plan
 from porting.subtract import extract_full
+from tests.test_claims import EVIDENCE
 from tests.test_sandbox import stand_in
 from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
 from tests.world import BASE, ITEMS, Portllm, World
@@ -85,6 +87,10 @@ def test_patches_are_judged_side_by_side_and_again_from_what_was_printed(
     [other, _] = here.json("rejudge", file, "--verdict-policy", strict)
     assert other["policy"]["minimum_gain"] == 1 and other["evidence"] == first["evidence"]
     assert first["verdict"]["action"] == "publish" != other["verdict"]["action"]
+    assert f"is judged by the policy in {strict}." in here.messages
+    (tmp_path / "other.json").write_text(json.dumps([other]))
+    assert here.json("rejudge", tmp_path / "other.json") == [other]
+    assert "is judged by the policy stored with it." in here.messages
     for arguments in (order(world), ["rejudge", file]):
         shown = here(*arguments)
         assert "verdict: publish. The patch survived" in shown
@@ -170,6 +176,23 @@ def test_what_holds_no_evidence_ends_with_3(portllm: Portllm, tmp_path: Path, co
     (tmp_path / "found.json").write_text(content)
     portllm("rejudge", tmp_path / "found.json", code=3)
     assert "found.json holds no evidence" in portllm.messages
+
+
+def test_a_lock_is_judged_again_by_the_policy_in_it(portllm: Portllm, tmp_path: Path) -> None:
+    file, evidence = tmp_path / "portllm.lock.json", EVIDENCE.model_dump()
+    strict = VerdictPolicy(minimum_gain=1).model_dump()
+    for stored, action, by in ((strict, "reject", "the policy st"), (None, "publish", "the defa")):
+        lock = {"policy": "freeze", "verdict_policy": stored, "evidence": evidence}
+        file.write_text(json.dumps(lock))
+        [found] = portllm.json("rejudge", file)
+        assert found["verdict"]["action"] == action
+        assert f"{file} is judged by {by}" in portllm.messages
+    file.write_text(json.dumps({"verdict_policy": {"surprise": 1}, "evidence": evidence}))
+    portllm("rejudge", file, code=2)
+    assert f"{file}: the policy in it: surprise: " in portllm.messages
+    file.write_text(json.dumps({"verdict_policy": None, "evidence": None}))
+    portllm("rejudge", file, code=3)
+    assert "was published unjudged" in portllm.messages
 
 
 CHOICE = {"name": "x", "items": "items.jsonl", "prompt": "{q}", "input_fields": ["q"]}
