@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from bot.making import compute, sandbox
 from judging.policy import VerdictPolicy
@@ -132,6 +133,19 @@ def test_a_full_delta_is_judged_by_the_models_that_it_makes(
         arms = each["findings"]["own"]["arms"]
         means = {"before": 0, "old": 1, "new": 0, "port": 1, "refit": 1}
         assert {name: arm["mean"] for name, arm in arms.items()} == means
+
+
+def test_a_patch_that_changes_nothing_is_not_asked_for_an_old_base(
+    portllm: Portllm, world: World, tmp_path: Path
+) -> None:
+    idle, old = save_adapter(tmp_path / "idle", world.base), world.folder / "old"
+    file = idle / "adapter_model.safetensors"
+    weights = {name: value.zero_() for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    shown = portllm("plan", world.base, idle, "--old", old, "--forecast")
+    assert "The patch changes nothing" in shown and "--old" not in shown
+    assert "--old" in portllm("plan", world.base, world.folder / "other", "--policy", "reapply",
+                              "--forecast")  # fmt: skip
 
 
 def test_a_base_that_means_something_else_is_refused(
