@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from judging.device import DEVICE
+
 # On a CPU, products of 16-bit numbers are slower and less exact than those of 32 bits.
 DTYPE: Any = torch.float32 if DEVICE == "cpu" else "auto"
 

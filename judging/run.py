@@ -12,8 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from judging.arms import ARMS
+from judging.device import DEVICE
 from judging.evidence import Evidence, Measured, Results, Slice
-from judging.model import DEVICE, Models
+from judging.model import Models
 from judging.policy import VerdictPolicy
 from judging.probe import faults, probe
 from judging.score import score, total

@@ -13,7 +13,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from judging.asking import check_answers, check_choices, check_room
-from judging.model import DEVICE, Loaded
+from judging.device import DEVICE
+from judging.model import Loaded
 from judging.named import RIGHT, named
 from judging.spec import NUMBER, Item
 from judging.task import Task, order

@@ -9,8 +9,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from judging.device import DEVICE
 from judging.evidence import Slice
-from judging.model import DEVICE, Loaded
+from judging.model import Loaded
 from judging.score import Asked
 from judging.spec import Item
 from judging.task import SLICED, Task
