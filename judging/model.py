@@ -10,18 +10,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from judging.device import DEVICE
+
 # On a CPU, products of 16-bit numbers are slower and less exact than those of 32 bits.
 DTYPE: Any = torch.float32 if DEVICE == "cpu" else "auto"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that can be asked. `name` says which in messages."""
+    """A model that can be asked. `name` says which in messages, as `judging.arms` does."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    name: str
+    name: str = "the model"
 
 
 class Models:
@@ -38,13 +39,13 @@ class Models:
         if base != self.base:
             self._load(base)
         if adapter is None:
-            yield Loaded(self._bare, self._tokenizer, base.name)
+            yield Loaded(self._bare, self._tokenizer)
             return
         before = _state(self._bare)
         patched: Any = PeftModel.from_pretrained(self._bare, adapter).train(False)
         patched.tie_weights = lambda: None  # lm-eval would tie again what the patch has untied
         try:
-            yield Loaded(patched, self._tokenizer, f"{base.name} + {adapter.name}")
+            yield Loaded(patched, self._tokenizer)
         finally:
             unload = getattr(patched, "unload", None)  # prompt tuning changes no module
             self._bare = unload() if unload else patched.get_base_model()

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from judging.device import DEVICE
 from judging.evidence import Probe
 from judging.guard import guard
-from judging.model import DEVICE, Loaded, Models
+from judging.model import Loaded, Models
 from porting import Folder, read_layout
 
 TEXTS, TOKENS = 8, 64

@@ -4,7 +4,7 @@ Runs in the computing process only: it loads models.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from judging.arms import ARMS
+from judging.device import DEVICE
 from judging.evidence import Evidence, Measured, Results, Slice
-from judging.model import DEVICE, Models
+from judging.model import Models
 from judging.policy import VerdictPolicy
 from judging.probe import faults, probe
 from judging.score import score, total
@@ -62,6 +63,7 @@ Known = dict[Key, list[float]]  # results in the order of asking
 class _Question:
     arm: str
     task: Task
+    is_own: bool
     count: int
 
 
@@ -101,8 +103,9 @@ def _ask(asked: dict[Key, _Question], case: Case, now: int, most: int) -> None:
     """What this look of `case` needs to know: `now` items, or `most` of what will be recorded."""
     for name, arm in case.arms.items():
         for task in case.tasks():
-            count = (most if name in RECORDED else now) if task is case.own else total(task)
-            question = asked.setdefault(_key(case, arm, task), _Question(name, task, count))
+            is_own = task is case.own
+            count = (most if name in RECORDED else now) if is_own else total(task)
+            question = asked.setdefault(_key(case, arm, task), _Question(name, task, is_own, count))
             question.count = max(question.count, count)
 
 
@@ -121,9 +124,10 @@ def _answer(models: Models, asked: dict[Key, _Question], known: Known, report: R
         with models.on(base, adapter) as loaded:
             for key in keys:
                 question, done, skipped = asked[key], known[key], key[3]
-                what = f"judging {ARMS[question.arm]} on {question.task.name}, items"
+                arm = replace(loaded, name=ARMS[question.arm])
+                told = partial(report, f"judging {arm.name} on {question.task.name}, items")
                 first, last = skipped + len(done), skipped + question.count
-                done += score(loaded, question.task, first, last, partial(report, what))
+                done += score(arm, question.task, first, last, told, question.is_own)
 
 
 def _measured(case: Case, task: Task, known: Known, count: int) -> Measured:
@@ -144,9 +148,8 @@ def _look_closer(models: Models, case: Case, evidence: Evidence, report: Report)
     if case.pair is not None:
         assert case.pair.adapter is not None
         if not case.skipped:
-            told = partial(report, "loss along the patch, items")
             with models.on(case.pair.base, case.pair.adapter) as loaded:
-                evidence.slice = take_slice(loaded, case.own, told)
+                evidence.slice = take_slice(loaded, case.own, report)
         if case.merged is not None:
             evidence.probe = probe(models, new, case.pair.adapter, case.merged)
     if case.merged is not None:
@@ -156,4 +159,4 @@ def _look_closer(models: Models, case: Case, evidence: Evidence, report: Report)
 def slice_of(base: Path, adapter: Path, task: Task, report: Report) -> Slice | None:
     """The slice alone, before a port is made: for `scale: auto`, on items that are then skipped."""
     with Models().on(base, adapter) as loaded:
-        return take_slice(loaded, task, partial(report, "choosing the scale, items"))
+        return take_slice(loaded, task, report, "choosing the scale, items")

@@ -10,8 +10,11 @@ from datasets import Dataset
 from lm_eval import evaluate
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
-from judging.model import DEVICE, Loaded
+from judging.asking import check_answers, check_choices, check_room
+from judging.device import DEVICE
+from judging.model import Loaded
 from judging.named import RIGHT, named
 from judging.spec import NUMBER, Item
 from judging.task import Task, order
@@ -24,29 +27,47 @@ LOGITS = 2**28  # of a batch, at most, where one sequence has no more: 1 GiB in 
 
 
 class Asked(HFLM):
-    """lm-eval's model, saying how many sequences it has seen, and refusing to go on with NaN."""
+    """lm-eval's model, asked one task; what can't be judged is refused, naming what is wrong.
 
-    def __init__(self, loaded: Loaded, report: Callable[[int], None] = lambda _: None) -> None:
+    Args:
+        report: told how many sequences were seen.
+        items: those whose every choice has to be one that can win, in the order of asking.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        task: Task,
+        report: Callable[[int], None] = lambda _: None,
+        items: Sequence[Item] = (),
+    ) -> None:
         super().__init__(
             pretrained=loaded.model,
             tokenizer=loaded.tokenizer,
             batch_size=BATCH,
             device=DEVICE,
             softmax_dtype="float32",  # 16 bits can't tell two answers' likelihoods apart
+            # Before a text lm-eval puts a prefix: the tokenizer's own would be a second one.
+            add_bos_token=False if task.kind == "text" else None,
         )
-        self.loaded, self.report = loaded, report
+        self.loaded, self.task, self.report, self.items = loaded, task, report, items
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        if not all(answer for _, _, answer in requests):
-            raise Refused(
-                f"{self.loaded.name}: an answer has no token of its own after its prompt."
-            )
+        check_answers(self.task, requests, self.max_length, self.loaded.name)
+        check_choices(self.task, self.items, [answer for _, _, answer in requests])
         longest = max(len(context) + len(answer) for _, context, answer in requests)
         longest = min(longest, self.max_length)
         self.batch_size_per_gpu = max(1, min(BATCH, LOGITS // (longest * self.vocab_size)))
         found = super()._loglikelihood_tokens(requests, *args, **kwargs)
         self._check(all(math.isfinite(likelihood) for likelihood, _ in found))
         return found
+
+    def generate_until(self, requests: Any, *args: Any, **kwargs: Any) -> list[str]:
+        asked = [normalize_gen_kwargs(each.args[1], self.max_gen_toks) for each in requests]
+        most = max(each["max_gen_toks"] for each in asked)
+        check_room(self.task, most, self.max_length, self.loaded.name)
+        written: list[str] = super().generate_until(requests, *args, **kwargs)
+        return written
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
@@ -66,7 +87,10 @@ class Asked(HFLM):
 
     def _check(self, is_fine: bool) -> None:
         if not is_fine:
-            raise Refused(f"{self.loaded.name} yields NaN or infinite logits: it can't be judged.")
+            raise Refused(
+                f"{self.task.name}: {self.loaded.name} yields NaN or infinite logits, so it "
+                "can't be judged."
+            )
 
 
 def total(task: Task) -> int:
@@ -75,13 +99,22 @@ def total(task: Task) -> int:
 
 
 def score(
-    loaded: Loaded, task: Task, start: int, stop: int, report: Callable[[int, int], None]
+    loaded: Loaded,
+    task: Task,
+    start: int,
+    stop: int,
+    report: Callable[[int, int], None],
+    is_own: bool = False,
 ) -> list[float]:
     """Results of the items from number `start` to before `stop`, in the order they are asked.
 
     1 or 0 for an item answered right or wrong; of a text, its bits per byte. Where lm-eval reads an
-    answer in several ways, the last one counts. Raises Refused where the model yields NaN, or an
-    answer has no tokens.
+    answer in several ways, the last one counts.
+
+    Args:
+        is_own: the patch brings `task`, so a choice that can never win can be put right.
+
+    Raises Refused where the model yields NaN, or can't be asked: see `judging.asking`.
     """
     done = 0
 
@@ -97,7 +130,7 @@ def score(
     else:
         asking, asked = _task(task, task.items[start:stop]), list(range(stop - start))
     outcome = evaluate(
-        lm=Asked(loaded, count),
+        lm=Asked(loaded, task, count, task.items[start:stop] if is_own else ()),
         task_dict={"tasks": {asking.task_name: asking}},
         samples={asking.task_name: sorted(asked)},  # else lm-eval numbers them wrongly
         bootstrap_iters=0,

@@ -166,10 +166,10 @@ def _on_its_task(found: Finding, policy: VerdictPolicy) -> Verdict:
         reason = f"The patch harms the new base: {gained}"
     elif found.differences["needed"].high <= 0 and gain.low <= policy.minimum_gain:
         action = policy.not_needed
-        needed = _said(found.differences["needed"], found.metric)
+        needed = _said(found.differences["needed"], found.metric, -1)
         reason = (
             "No longer needed: the new base alone does as well as the patch did on the old one, "
-            f"which has {needed} against it; the port has {gained}"
+            f"which is {needed} below it; the port has {gained}"
         )
     elif change.high < -policy.margin:
         reason = f"The patch did not survive the move: {kept}"
@@ -189,21 +189,27 @@ def _on_its_task(found: Finding, policy: VerdictPolicy) -> Verdict:
 
 def _alarms(guards: list[Finding], policy: VerdictPolicy) -> Iterator[tuple[Action, str]]:
     """What the guard set says, the worst first."""
-    harms: dict[str, tuple[Action, str]] = {
+    harms: dict[str, tuple[Action, str, int]] = {
         "cost": ("reject", "The upgrade did not survive the patch: beyond what the patch cost the "
-                 "old base, it costs the new one"),
+                 "old base, it costs the new one", -1),
         "change": ("ask", "General ability was lost with the new base: against the old one with "
-                   "the patch"),
+                   "the patch", 1),
     }  # fmt: skip
-    for name, (action, what) in harms.items():
+    for name, (action, what, sign) in harms.items():
         for guard in guards:
             margin = policy.guard_margin if guard.metric == "accuracy" else policy.guard_bits
             found = guard.differences[name]
             if found.high < -margin:
-                yield action, f"{what} {_said(found, guard.metric)} on the guard task {guard.task}"
+                said = _said(found, guard.metric, sign)
+                yield action, f"{what} {said} on the guard task {guard.task}"
 
 
-def _said(found: Estimate, metric: str) -> str:
+def _said(found: Estimate, metric: str, sign: int = 1) -> str:
+    """The difference; with `sign` -1, how large the loss is, for a sentence that calls it one."""
     unit = "points" if metric == "accuracy" else metric
-    mean, low, high = (figure(x, metric, "+") for x in (found.mean, found.low, found.high))
+    ends = sorted((sign * found.low, sign * found.high))
+    mean, low, high = (
+        figure(value + 0.0, metric, "+" if sign > 0 else "")  # + 0.0: a loss of 0.0, not of -0.0
+        for value in (sign * found.mean, *ends)
+    )
     return f"{mean} {unit} (interval {low} to {high})"

@@ -82,6 +82,9 @@ def test_a_policy_of_its_own_chooses_the_scale_and_the_record_saves_the_old_base
     assert not set(map(str, first)) & set(evidence["own"]["items"].split())
     strict = world.folder / "strict.json"
     strict.write_text('{"minimum_gain": 1}')
+    [stored] = world.json("rejudge", port["port"])
+    assert (stored["policy"]["margin"], stored["policy"]["minimum_gain"]) == (0.1, 0.2)
+    assert stored["verdict"]["action"] == "publish"
     again = world.json("rejudge", port["port"], "--verdict-policy", str(strict))
     assert again[0]["verdict"]["action"] != "publish"
     assert again[0]["evidence"] == evidence

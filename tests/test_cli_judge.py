@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from bot.making import compute, sandbox
+from judging.policy import VerdictPolicy
 from localhub.server import Server
+from porting import Folder, merge, plan
+from porting.subtract import extract_full
+from tests.test_claims import EVIDENCE
 from tests.test_sandbox import stand_in
 from tests.tiny import load, load_adapted, save_adapter, save_base, save_tokenizer
-from tests.world import ITEMS, Portllm, World
+from tests.world import BASE, ITEMS, Portllm, World
 
 TASK, DATA = "eval/portllm-eval.json", "owner/items"
 WORK = {"judge": compute.judge, "port": compute.port, "stack": compute.stack}
@@ -83,6 +88,10 @@ def test_patches_are_judged_side_by_side_and_again_from_what_was_printed(
     [other, _] = here.json("rejudge", file, "--verdict-policy", strict)
     assert other["policy"]["minimum_gain"] == 1 and other["evidence"] == first["evidence"]
     assert first["verdict"]["action"] == "publish" != other["verdict"]["action"]
+    assert f"is judged by the policy in {strict}." in here.messages
+    (tmp_path / "other.json").write_text(json.dumps([other]))
+    assert here.json("rejudge", tmp_path / "other.json") == [other]
+    assert "is judged by the policy stored with it." in here.messages
     for arguments in (order(world), ["rejudge", file]):
         shown = here(*arguments)
         assert "verdict: publish. The patch survived" in shown
@@ -109,6 +118,34 @@ def test_half_a_patch_is_judged_as_half_of_it(here: Portllm, world: World, tmp_p
     file.write_text('{"scale": "auto"}')
     here(*order(world), "--verdict-policy", file, code=2)
     assert "The bot chooses a scale" in here.messages
+
+
+def test_a_full_delta_is_judged_by_the_models_that_it_makes(
+    here: Portllm, world: World, tmp_path: Path
+) -> None:
+    lora, old, delta = world.patch, world.folder / "old", tmp_path / "delta"
+    merge(plan(Folder(old), Folder(lora), as_="merged"), old, lora, tmp_path / "tuned")
+    address = {"base_model_name_or_path": BASE, "revision": world.base_sha}
+    extract_full(tmp_path / "tuned", old, delta, address, lambda *_: None)
+    shutil.copytree(lora / "eval", delta / "eval")
+    found = here.json(*order(world, delta, lora), "--refit", delta)
+    for each in found:
+        arms = each["findings"]["own"]["arms"]
+        means = {"before": 0, "old": 1, "new": 0, "port": 1, "refit": 1}
+        assert {name: arm["mean"] for name, arm in arms.items()} == means
+
+
+def test_a_patch_that_changes_nothing_is_not_asked_for_an_old_base(
+    portllm: Portllm, world: World, tmp_path: Path
+) -> None:
+    idle, old = save_adapter(tmp_path / "idle", world.base), world.folder / "old"
+    file = idle / "adapter_model.safetensors"
+    weights = {name: value.zero_() for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    shown = portllm("plan", world.base, idle, "--old", old, "--forecast")
+    assert "The patch changes nothing" in shown and "--old" not in shown
+    assert "--old" in portllm("plan", world.base, world.folder / "other", "--policy", "reapply",
+                              "--forecast")  # fmt: skip
 
 
 def test_a_base_that_means_something_else_is_refused(
@@ -153,6 +190,23 @@ def test_what_holds_no_evidence_ends_with_3(portllm: Portllm, tmp_path: Path, co
     (tmp_path / "found.json").write_text(content)
     portllm("rejudge", tmp_path / "found.json", code=3)
     assert "found.json holds no evidence" in portllm.messages
+
+
+def test_a_lock_is_judged_again_by_the_policy_in_it(portllm: Portllm, tmp_path: Path) -> None:
+    file, evidence = tmp_path / "portllm.lock.json", EVIDENCE.model_dump()
+    strict = VerdictPolicy(minimum_gain=1).model_dump()
+    for stored, action, by in ((strict, "reject", "the policy st"), (None, "publish", "the defa")):
+        lock = {"policy": "freeze", "verdict_policy": stored, "evidence": evidence}
+        file.write_text(json.dumps(lock))
+        [found] = portllm.json("rejudge", file)
+        assert found["verdict"]["action"] == action
+        assert f"{file} is judged by {by}" in portllm.messages
+    file.write_text(json.dumps({"verdict_policy": {"surprise": 1}, "evidence": evidence}))
+    portllm("rejudge", file, code=2)
+    assert f"{file}: the policy in it: surprise: " in portllm.messages
+    file.write_text(json.dumps({"verdict_policy": None, "evidence": None}))
+    portllm("rejudge", file, code=3)
+    assert "was published unjudged" in portllm.messages
 
 
 CHOICE = {"name": "x", "items": "items.jsonl", "prompt": "{q}", "input_fields": ["q"]}

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from lm_eval.api.task import ConfigurableTask
 from peft import PeftModel, get_peft_config, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from judging import named as named_module
@@ -134,6 +136,47 @@ def test_a_text_has_the_bits_per_byte_of_its_likelihood(home: Path) -> None:
     assert asked(home / "old", None, task, 3) == pytest.approx(wanted, rel=1e-5)
 
 
+def with_beginning(base: Path) -> Path:
+    """Its tokenizer puts w5 before whatever it reads, as those of Llama, Mistral and Gemma do."""
+    ids = tokenizer(base)
+    ids.backend_tokenizer.post_processor = TemplateProcessing("w5 $A", None, [("w5", 6)])
+    ids.bos_token = "w5"
+    ids.save_pretrained(base)
+    assert tokenizer(base)("w1")["input_ids"] == [6, 2]
+    return base
+
+
+def test_one_prefix_stands_before_a_text_whose_tokenizer_brings_one(
+    home: Path, tmp_path: Path
+) -> None:
+    base = with_beginning(Path(shutil.copytree(home / "new", tmp_path / "base")))
+    texts = make("text", [Item(number=n, query=words(n, 1 + 2 * n)) for n in range(1, 9)])
+    wanted = []
+    for item in texts.items:
+        ids = tokenizer(base)(item.query, add_special_tokens=False)["input_ids"]
+        wanted.append((-likelihood(load(base), [6], ids), len(ids), len(item.query)))
+    bits = [nats / (size * math.log(2)) for nats, _, size in wanted]
+    assert asked(base, None, texts) == pytest.approx(bits, rel=1e-5)
+    with Models().on(base, home / "a") as loaded:
+        found = take_slice(loaded, texts, nothing)
+    assert found is not None
+    mean = [nats / count for nats, count, _ in wanted]
+    assert [row[found.scales.index(0)] for row in found.losses] == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_prompt_keeps_the_prefix_of_its_tokenizer(home: Path, tmp_path: Path) -> None:
+    base = with_beginning(Path(shutil.copytree(home / "old", tmp_path / "base")))
+    task, model, ids = choice(), load(base), tokenizer(base)
+    wanted = []
+    for item in task.items:
+        found = [
+            likelihood(model, ids(item.query)["input_ids"], ids(text)["input_ids"][1:])
+            for text in item.choices
+        ]
+        wanted.append(float(found.index(max(found)) == item.gold))
+    assert asked(base, None, task) == wanted != asked(home / "old", None, task)
+
+
 def test_a_generation_is_right_as_a_text_or_by_its_last_number(home: Path) -> None:
     model, ids = load(home / "old"), tokenizer(home / "old")
     written = []
@@ -164,19 +207,62 @@ def test_the_last_number_of_a_text(text: str, last: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["choice", "text", "generation"])
-def test_a_model_that_yields_nan_is_refused_by_name(home: Path, tmp_path: Path, kind: str) -> None:
+def test_a_model_that_yields_nan_is_refused_by_arm_and_task(
+    home: Path, tmp_path: Path, kind: str
+) -> None:
     broken = Path(shutil.copytree(home / "old", tmp_path / "broken"))
     edit_weights(broken, lambda name, value: value * math.nan if "down_proj" in name else value)
-    item = Item(number=1, query="w1 w2", choices=CHOICES, answer="w3")
+    choices = CHOICES if kind == "choice" else []
+    item = Item(number=1, query="w1 w2", choices=choices, answer="w3")
     task = make(kind, [item], compare="text", max_tokens=2, stop=[])
-    with pytest.raises(Refused, match="broken yields NaN"):
-        asked(broken, None, task)
+    made = case(home, "a", own=task)
+    made.arms["new"].base = broken
+    with pytest.raises(Refused, match=r"^mine: new base alone yields NaN"):
+        run([made], nothing)
 
 
-def test_an_answer_without_a_token_is_refused(home: Path) -> None:
-    task = make("choice", [Item(number=1, query="w1", choices=[" w2", " "])])
-    with pytest.raises(Refused, match="an answer has no token"):
-        asked(home / "old", None, task)
+REFUSED: list[tuple[list[str], dict[str, Any], str]] = [
+    ([" w2", " "], {}, r"labels: the answer ' ' has no token .* ends with 'w1'"),
+    ([" w2", " w3 " * 20], {"choices_field": "options"},
+     r"options: the answer ' w3  .* has 20 tokens, and new base alone reads 16 at most"),
+    ([" w2 w3", " w4", " w2"], {},
+     r"labels: .* ' w2 w3' begins with all of ' w2', .* \(item 1\)\. .* with a newline"),
+    ([" w4", " other", " unknown"], {"choices_field": "options"},
+     "options: .* ' unknown' begins with all of ' other'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choices", "spec", "reason"), REFUSED)
+def test_an_answer_that_can_not_be_asked_is_refused_by_its_words(
+    home: Path, tmp_path: Path, choices: list[str], spec: dict[str, Any], reason: str
+) -> None:
+    short = Path(shutil.copytree(home / "old", tmp_path / "short"))
+    edit_json(short / "config.json", max_position_embeddings=16)
+    task = make("choice", [Item(number=1, query="w1", choices=choices)], **spec)
+    made = case(home, "a", own=task)
+    made.arms["new"].base = short
+    made.arms = {"new": made.arms["new"]}
+    with pytest.raises(Refused, match=f"^mine: {reason}"):
+        run([made], nothing)
+
+
+def test_choices_that_can_not_win_are_refused_of_the_patchs_own_task_only(home: Path) -> None:
+    task = make("choice", [Item(number=1, query="w1", choices=[" w2", " w2 w3"])])
+    assert asked(home / "old", None, task) == [1]
+    with pytest.raises(Refused, match="can never be the likelier"):
+        run([case(home, "a", own=task)], nothing)
+
+
+def test_more_tokens_than_the_model_reads_can_not_be_asked_for(home: Path, tmp_path: Path) -> None:
+    short = Path(shutil.copytree(home / "old", tmp_path / "short"))
+    edit_json(short / "config.json", max_position_embeddings=16)
+    items = [Item(number=1, query="w1", answer="w2")]
+    most, fewer = (
+        make("generation", items, compare="text", max_tokens=count, stop=[]) for count in (16, 15)
+    )
+    assert len(asked(short, None, fewer)) == 1
+    with pytest.raises(Refused, match=r"^mine: max_tokens is 16, .* fewer than 16\.$"):
+        asked(short, None, most)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -389,6 +475,36 @@ def test_a_patch_that_is_no_scale_times_a_lora_has_no_slice(
     adapter = save_kind(tmp_path / name, home / "new", **KINDS[name])
     with Models().on(home / "new", adapter) as loaded:
         assert take_slice(loaded, choice(3), nothing) is None
+
+
+def test_the_slice_has_one_choice_in_memory_at_a_time(home: Path) -> None:
+    class Kept:
+        def __init__(self, value: torch.Tensor) -> None:
+            self.value = value
+            alive.add(self)
+            peaks[-1] = max(peaks[-1], len(alive))
+
+    alive, peaks = WeakSet[Kept](), list[int]()
+    with Models().on(home / "new", home / "a") as loaded:
+        for count in (2, 8):
+            peaks.append(0)
+            task = choice(1, [f" w90 w{number}" for number in range(count)])
+            with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.value):
+                assert take_slice(loaded, task, nothing) is not None
+    assert 0 < peaks[1] == peaks[0]
+
+
+def test_the_slice_of_items_that_are_too_long_is_left_out_and_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    task = make("choice", [Item(number=n, query=words(n, 8 * n), choices=CHOICES) for n in (1, 2)])
+    for most, left_out in ((54, False), (53, True)):  # 3 times 16 words and 2 of the choice
+        monkeypatch.setattr("judging.slice.MOST", most)
+        with Models().on(home / "new", home / "a") as loaded:
+            found = take_slice(loaded, task, lambda *what: told.append(what))
+        assert (found is None) is left_out
+    assert told[-1] == ("no loss along the patch: items of more than 53 tokens", 1, 1)
 
 
 def test_the_slice_of_a_text_and_of_a_long_item(home: Path, tmp_path: Path) -> None:

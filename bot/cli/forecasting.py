@@ -25,8 +25,10 @@ def print_forecast(found: dict[str, Any]) -> None:
 
 
 def meaning(total: dict[str, Any]) -> str:
-    if total["ratio"] is None:
+    if total["delta"] and total["drift"] is None:
         return "How far the base moved is not known: name the old base with --old."
+    if total["ratio"] is None:
+        return "The patch changes nothing, so there is nothing to hold the base's move against."
     told = f"The base moved {total['ratio']:.2g} times as far as the patch reaches"
     if total["row_share"] is None:
         return f"{told}."

@@ -20,6 +20,7 @@ from bot.cli.output import (
 )
 from bot.cli.progress import progress
 from bot.cli.sources import old_base, open_context, open_source, read_policy, read_settings
+from bot.context import Job
 from bot.hub import Hub
 from bot.making import trial
 from bot.making.inputs import Inputs, Place, base_folder, patch_folder
@@ -28,12 +29,14 @@ from bot.making.plan import check_change
 from bot.making.sandbox import Report
 from judging.evidence import Evidence
 from judging.guard import guard
-from judging.policy import VerdictPolicy
+from judging.policy import VerdictPolicy, parse_policy
 from judging.task import SPEC, Task, read_task
 from porting import read_adapter
 from porting.errors import Refused, UsageError
 from registry.models import Port
 
+Row = tuple[str, Evidence, VerdictPolicy]  # what it is about
+Stored = tuple[str, Evidence, VerdictPolicy | None]  # the policy where one is kept with it
 PANEL = "Look at a patch, port it by hand"
 
 
@@ -94,7 +97,7 @@ def judge(
     for evidence in found:
         evidence.engine, evidence.scale = SCORER, judged_by.scale
     names = [f"{patch.name} on {base.name}" for patch in places]
-    _show(list(zip(names, found, strict=True)), judged_by, json_)
+    _show([(name, each, judged_by) for name, each in zip(names, found, strict=True)], json_)
 
 
 def _task(place: Place, hub: Hub) -> Task:
@@ -121,7 +124,7 @@ def _case(
     if trial.means_the_same(inputs.patch) or read_adapter(inputs.patch).portability == "D":
         extra["pair"] = arms["port"] = trial.beside(inputs.new, patch_folder(inputs.patch))
     else:
-        arms["port"] = trial.merged(inputs, work, report)
+        arms["port"] = trial.merged(inputs, work / "on-new", report)
     return trial.case(own, guard(), arms, judged_by) | extra
 
 
@@ -136,7 +139,9 @@ def rejudge(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Judge stored evidence again, under another policy. No model runs, and no Hub is asked.
+    """Judge stored evidence again, by the policy stored with it or another one.
+
+    No model runs, and no Hub is asked.
 
     Example: portllm rejudge port-0123456789abcdef --verdict-policy strict.json
     """
@@ -145,15 +150,25 @@ def rejudge(
         return
     if port is None:
         raise UsageError("Name a port or a file, or ask for --defaults.")
-    judged_by = read_policy(verdict_policy)
-    _show(_stored(port), judged_by, json_)
+    given = read_policy(verdict_policy) if verdict_policy else None
+    rows = []
+    for name, evidence, stored in _stored(port):
+        message(f"{name} is judged by {_by(verdict_policy, stored)}.")
+        rows.append((name, evidence, given or stored or VerdictPolicy()))
+    _show(rows, json_)
 
 
-def _show(found: list[tuple[str, Evidence]], judged_by: VerdictPolicy, json_: bool) -> None:
+def _by(given: Path | None, stored: VerdictPolicy | None) -> str:
+    if given is not None:
+        return f"the policy in {given}"
+    return "the policy stored with it" if stored else "the defaults, as no policy is stored with it"
+
+
+def _show(found: list[Row], json_: bool) -> None:
     if json_:
-        print_json([_data(name, evidence, judged_by) for name, evidence in found])
+        print_json([_data(*row) for row in found])
         return
-    for name, evidence in found:
+    for name, evidence, judged_by in found:
         message(f"\n{name}")
         print_evidence(evidence, judged_by)
 
@@ -171,16 +186,13 @@ def _data(name: str, evidence: Evidence, judged_by: VerdictPolicy) -> dict[str, 
     }
 
 
-def _stored(port: str) -> list[tuple[str, Evidence]]:
-    """The evidence in a file, or of a port in the registry, and what it is about."""
+def _stored(port: str) -> list[Stored]:
+    """The evidence in a file, or of a port in the registry."""
     if Path(port).is_file():
         try:
             found = json.loads(Path(port).read_text(encoding="utf-8"))
             rows = found if isinstance(found, list) and found else [found]
-            return [
-                (str(row.get("port", port)), Evidence.model_validate(row["evidence"]))
-                for row in rows
-            ]
+            return [_of_row(row, port) for row in rows]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
             raise Refused(f"{port} holds no evidence that can be judged ({what}).") from error
@@ -190,4 +202,17 @@ def _stored(port: str) -> list[tuple[str, Evidence]]:
             raise UsageError(f"There is no port {port} and no such file; see: portllm ports")
         if record.evidence is None:
             raise UsageError(f"{port} is {record.state} and has no evidence yet: {record.reason}")
-        return [(port, Evidence.model_validate(record.evidence))]
+        evidence, job = Evidence.model_validate(record.evidence), Job(**record.job)
+        return [(port, evidence, job.judged_by if job.verdict_policy else None)]
+
+
+def _of_row(row: dict[str, Any], file: str) -> Stored:
+    """What a lock holds, or one of what `judge --json` printed."""
+    if row["evidence"] is None:
+        raise Refused(f"{file} is of a port that was published unjudged: it holds no evidence.")
+    # In a lock, `policy` is what the patch means in a merged model.
+    stored = row.get("verdict_policy", row.get("policy"))
+    policy = None
+    if isinstance(stored, dict):
+        policy = parse_policy(json.dumps(stored), f"{file}: the policy in it")
+    return str(row.get("port", file)), Evidence.model_validate(row["evidence"]), policy

@@ -125,6 +125,13 @@ def judge(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [evidence.model_dump() for evidence in found]
 
 
+def device(_: dict[str, Any]) -> str:
+    """Where this machine would run models: cpu or cuda."""
+    from judging.device import DEVICE  # torch: a second to import
+
+    return DEVICE
+
+
 def fetch_task(job: dict[str, Any]) -> str:
     """Fetch the data of lm-eval's task `name` into the cache; returns their digest."""
     from judging.named import data_digest
@@ -179,6 +186,7 @@ def main() -> None:
             "port_file": port_file,
             "forecast": forecast,
             "judge": judge,
+            "device": device,
             "fetch_task": fetch_task,
             "slice": slice_,
             "extract": extract,

@@ -5,10 +5,11 @@ A merged port is scored on the very bytes that will be pushed, and held against 
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 from bot.context import ENGINE, Context, Job
-from bot.making import trial
+from bot.making import sandbox, trial
 from bot.making.inputs import base_folder, patch_folder
 from bot.making.make import scaled
 from bot.making.sandbox import Report
@@ -33,7 +34,7 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     cache = context.settings.lm_eval
     own = trial.with_data(own, cache, report)
     tasks = [own, *guard()]
-    record = _Record(context, tasks, job.judged_by.most_items, choice.skipped)
+    record = _Record(context, tasks, job.judged_by.most_items, choice.skipped, _device())
     arms = {
         "before": record.known(old.sha, None),
         "old": record.known(old.sha, job.patch_sha),
@@ -69,6 +70,13 @@ def measure(context: Context, job: Job, choice: Choice, report: Report) -> Evide
     return evidence
 
 
+@cache
+def _device() -> str:
+    """Where the computing process runs models: it takes a moment to say, and stays the same."""
+    found: str = sandbox.run({"do": "device"})
+    return found
+
+
 @dataclass(frozen=True)
 class _Record:
     """Results that are kept, by all that they depend on."""
@@ -77,10 +85,11 @@ class _Record:
     tasks: list[Task]
     most: int
     skipped: int
+    device: str
 
     def _key(self, base_sha: str, patch_sha: str | None, task: str, is_own: bool) -> str:
         skipped = self.skipped if is_own else 0
-        made_of = f"{base_sha} {patch_sha} {task} {skipped} {SCORER}"
+        made_of = f"{base_sha} {patch_sha} {task} {skipped} {SCORER}, {self.device}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def known(self, base_sha: str, patch_sha: str | None) -> trial.Arm:
