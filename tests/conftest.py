@@ -44,3 +44,13 @@ def portllm(
     monkeypatch.setenv("HF_TOKEN", str(world.api.token))
     monkeypatch.setenv("PORTLLM_HOME", str(tmp_path / "home"))
     return Portllm(capsys, monkeypatch)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed, is in this process: each one of its own loads libraries anew."""
+    from bot.making import compute
+    from tests.quick_bot import computed  # the bot: not for every test
+
+    monkeypatch.setattr("bot.making.sandbox.run", computed)
+    monkeypatch.setattr(compute, "tell", compute.tell)  # which `computed` sets

@@ -17,6 +17,7 @@ from localhub.server import Server
 from tests.tiny import edit_json, load, load_adapted, save_base, save_tokenizer
 from tests.world import BASE, PORTED, Portllm, World
 
+pytestmark = pytest.mark.usefixtures("quick")
 DORA, PISSA, SAVED, ALORA = "owner/dora", "owner/pissa", "owner/saved", "owner/alora"
 HEAD, WEIGHTS = "lm_head.weight", "adapter_model.safetensors"
 

@@ -79,6 +79,7 @@ def pushed(server: Server, tmp_path: Path, kind: str) -> tuple[Hub, Job]:
     return Hub(server.endpoint, api.token), job
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_what_the_whole_port_writes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

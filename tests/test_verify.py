@@ -27,6 +27,7 @@ PORTS = {  # repo: patch, form, policy
 }
 ASKED = "refs/pr/1"  # without an evaluation the port is a pull request
 WEIGHTS = "model.safetensors"
+pytestmark = pytest.mark.usefixtures("quick")
 SIGNING = (
     "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out signing.pem",
     "openssl pkey -in signing.pem -pubout -out signing.pub",
